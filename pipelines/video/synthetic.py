@@ -81,6 +81,7 @@ def write_training_set(
     cells_min: int = 8,
     cells_max: int = 16,
     num_needles: int = 8,
+    num_twins: int = 3,
     seed: int = 0,
     size: int = 32,
     fps: float = 2.0,
@@ -88,10 +89,14 @@ def write_training_set(
 ) -> None:
     """Write `num_videos` short clips and `train.json` in LLaVA-Video-178K's format.
 
-    Every clip has cells_min..cells_max cells, of which `num_needles` with distinct markers lie at random cells. Each
-    needle is asked for ("find red" -> its value) and, but for the last, what follows it ("after red" -> the value of
-    the next needle in time); the order of the turns is random.
+    Every clip has cells_min..cells_max cells, of which `num_needles` lie at random cells. `num_twins` markers appear on
+    two of them, with different values, and are asked for by their order in time ("first red", "last red"); the other
+    needles are asked for by marker alone ("find blue"). The order of the turns is random.
     """
+    if not 0 <= num_twins <= num_needles // 2:
+        raise ValueError(
+            f"num_twins is {num_twins}; {num_needles} needles allow 0 to {num_needles // 2} pairs of twins"
+        )
     if not 1 <= num_needles <= min(len(MARKERS), cells_min):
         limit = min(len(MARKERS), cells_min)
         raise ValueError(f"num_needles is {num_needles}; a clip of {cells_min} cells holds 1 to {limit} of them")
@@ -108,8 +113,8 @@ def write_training_set(
         start = int(rng.integers(len(source) - FRAMES_PER_CELL * num_cells + 1))
         frames = source[start : start + FRAMES_PER_CELL * num_cells].copy()
         cells = np.sort(rng.choice(num_cells, num_needles, replace=False))
-        markers = [str(name) for name in rng.permutation(list(MARKERS))[:num_needles]]
-        values = [str(value) for value in rng.choice(VALUES, num_needles)]
+        markers = draw_markers(rng, num_needles, num_twins)
+        values = draw_values(rng, markers)
         for cell, marker, value in zip(cells, markers, values, strict=True):
             frames[FRAMES_PER_CELL * cell : FRAMES_PER_CELL * (cell + 1)] = needles[marker, value][
                 rng.integers(num_renderings)
@@ -167,6 +172,21 @@ def write_needle_benchmark(
     _write_json(out_dir / "needles.json", records)
 
 
+def draw_markers(rng: np.random.Generator, num_needles: int, num_twins: int) -> list[str]:
+    """Draw the markers of `num_needles` needles in time order; `num_twins` of the markers stand on two needles."""
+    distinct = [str(name) for name in rng.permutation(list(MARKERS))[: num_needles - num_twins]]
+    return [str(name) for name in rng.permutation(distinct + distinct[:num_twins])]
+
+
+def draw_values(rng: np.random.Generator, markers: Sequence[str]) -> list[str]:
+    """Draw a digit for each needle; needles of one marker never share it, so their order decides the answer."""
+    values: list[str] = []
+    for position, marker in enumerate(markers):
+        taken = {values[i] for i in range(position) if markers[i] == marker}
+        values.append(str(rng.choice([value for value in VALUES if value not in taken])))
+    return values
+
+
 def _scene(rng: np.random.Generator, num_frames: int, size: int) -> np.ndarray:
     first, second = rng.uniform(0, 255, size=(2, 3)).astype(np.float32)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
@@ -200,9 +220,10 @@ def _renderings(rng: np.random.Generator, num_renderings: int, size: int) -> dic
 
 def _questions(markers: Sequence[str], values: Sequence[str]) -> Iterator[tuple[str, str]]:
     for position, (marker, value) in enumerate(zip(markers, values, strict=True)):
-        yield f"find {marker}", value
-        if position + 1 < len(values):
-            yield f"after {marker}", values[position + 1]
+        if markers.count(marker) == 1:
+            yield f"find {marker}", value
+        else:
+            yield f"{'first' if markers.index(marker) == position else 'last'} {marker}", value
 
 
 def _conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
