@@ -131,9 +131,8 @@ class Frontier:
         """Whether any stage has not ended yet."""
         return bool(self._open)
 
-    @property
-    def has_held(self) -> bool:
-        return bool(self._held)
+    def open_stages(self) -> list[Stage]:
+        return list(self._open.values())
 
     def start(self) -> None:
         """Look up the stages in the store and report each as cached or planned. What a cached one rests on is left."""

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -88,6 +89,13 @@ class Store:
             raise StoreError(f"store {self.root} cannot be written ({error.strerror}): choose another folder") from None
         if not os.access(self.root / "artifacts", os.W_OK | os.X_OK):
             raise StoreError(f"store {self.root} cannot be written (no permission): choose another folder")
+
+    def require(self) -> None:
+        """Raise StoreError where this machine does not see the prepared store."""
+        if not (self.root / "store.json").exists():
+            raise StoreError(
+                f"store {self.root} is not on {socket.gethostname()}: put it on a disk that all nodes share"
+            )
 
     def _check_format(self) -> None:
         try:
