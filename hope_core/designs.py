@@ -1,0 +1,204 @@
+"""Position designs: where a visual block's tokens sit.
+
+Shapes: K visual blocks, N visual tokens, three rows t, h, w. A block (T, H, W) starts at s, the row's running index;
+a design returns what is added to s for every token (f, y, x), and the block's extent: the next index is s + extent.
+`a` is the temporal factor of the block (hope_core.scaling). All in float64, so that fractions of 1/4 stay exact.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hope_core.parts import Part, Registry, positive
+
+POSITIONS: Registry["PositionDesign"] = Registry("positions")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Tokens of all blocks: f, y, x (N,) and their block (N,); frames, rows, columns, factor (K,) per block."""
+
+    f: Tensor
+    y: Tensor
+    x: Tensor
+    block: Tensor
+    frames: Tensor
+    rows: Tensor
+    columns: Tensor
+    factor: Tensor
+
+    def time(self) -> Tensor:
+        """a f (N,)."""
+        return self.f * self.factor[self.block]
+
+    def last_time(self) -> Tensor:
+        """a (T - 1) (K,)."""
+        return self.factor * (self.frames - 1)
+
+
+class PositionDesign(Part):
+    """Places visual tokens."""
+
+    text_step: ClassVar[int] = 1  # positions from one text token to the next
+    scalable: ClassVar[bool] = True  # whether a changes anything
+    anchored: ClassVar[tuple[bool, bool, bool]] = (True, True, True)  # rows t, h, w that count from s
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """((t, h, w) of shape (N,) each, extent (K,))."""
+        raise NotImplementedError
+
+
+def _index(cells: Cells) -> Tensor:
+    """Running index of every token in its block (N,)."""
+    rows, columns = cells.rows[cells.block], cells.columns[cells.block]
+    return (cells.f * rows + cells.y) * columns + cells.x
+
+
+@POSITIONS.register("sequential")
+@dataclass(frozen=True)
+class Sequential(PositionDesign):
+    """Vanilla 1-D RoPE: s + k on all axes; next s + T H W."""
+
+    scalable = False
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        index = _index(cells)
+        return (index, index, index), cells.frames * cells.rows * cells.columns
+
+
+@POSITIONS.register("frame")
+@dataclass(frozen=True)
+class Frame(PositionDesign):
+    """One index per frame: s + a f on all axes; next the last + 1."""
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        time = cells.time()
+        return (time, time, time), cells.last_time() + 1
+
+
+@POSITIONS.register("tad")
+@dataclass(frozen=True)
+class Tad(PositionDesign):
+    """TAD-RoPE (2409.10594 in VideoRoPE's code): sequential + frame, text counted in both, so text advances by 2.
+
+    Deviates: rope_deltas continue the sum; the released code returns those of the frame part.
+    """
+
+    text_step = 2
+    scalable = False
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        both = _index(cells) + cells.f
+        return (both, both, both), cells.frames * (cells.rows * cells.columns + 1)
+
+
+@POSITIONS.register("corner")
+@dataclass(frozen=True)
+class Corner(PositionDesign):
+    """M-RoPE (2409.12191, section 2.1): (s + a f, s + y, s + x), each times its stride; next the largest + 1.
+
+    Deviates: transformers 5.3 and later restart the text at s + max(H, W) (`corner_hf5`); checkpoints were trained on
+    this rule. MM-RoPE (2507.08801) uses strides such as (4, 8, 8).
+    """
+
+    strides: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.strides) != 3:
+            raise ValueError(f"positions {self.kind}: strides is {self.strides!r}; expected three numbers (t, h, w)")
+        positive(f"positions {self.kind}", "strides", *self.strides)
+        object.__setattr__(self, "strides", tuple(float(stride) for stride in self.strides))
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        t, h, w = self.strides
+        ends = (cells.last_time() * t, (cells.rows - 1) * h, (cells.columns - 1) * w)
+        largest = torch.stack(ends).amax(0)
+        return (cells.time() * t, cells.y * h, cells.x * w), largest + 1
+
+
+@POSITIONS.register("corner_hf5")
+@dataclass(frozen=True)
+class CornerHf5(PositionDesign):
+    """corner as transformers 5.3 to 5.23 index it: the text after a block resumes at s + max(H, W), whatever T.
+
+    Deviates: rope_deltas continue the row's last index; the stock ones jump to the largest position + 1.
+    """
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        return (cells.time(), cells.y, cells.x), torch.maximum(cells.rows, cells.columns)
+
+
+@POSITIONS.register("corner_time")
+@dataclass(frozen=True)
+class CornerTime(PositionDesign):
+    """Qwen2.5-VL (2502.13923): corner with t = s + floor(a f), a from seconds; next the largest + 1."""
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        last = torch.stack((cells.last_time().floor(), cells.rows - 1, cells.columns - 1)).amax(0)
+        return (cells.time().floor(), cells.y, cells.x), last + 1
+
+
+@POSITIONS.register("diagonal")
+@dataclass(frozen=True)
+class Diagonal(PositionDesign):
+    """VideoRoPE (2502.05173, section 3.3) and HoPE: t = s + a f, h = t + y - (H-1)//2, w = t + x - (W-1)//2.
+
+    next = last t + 1: h and w are ignored, as in the released code. Deviates: HoPE's formula (2505.20444, equation 9)
+    gives L_t + gamma L_v, which agrees for gamma = 1 only.
+    """
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        time = cells.time()
+        middle_row = ((cells.rows - 1) // 2)[cells.block]
+        middle_column = ((cells.columns - 1) // 2)[cells.block]
+        return (time, time + cells.y - middle_row, time + cells.x - middle_column), cells.last_time() + 1
+
+
+@POSITIONS.register("spatial_reset")
+@dataclass(frozen=True)
+class SpatialReset(Corner):
+    """MRoPE-I, MHRoPE (2510.23095), IL-RoPE, OmniRoPE: (s + a f, y, x); next as corner, had h and w not been reset."""
+
+    anchored = (True, False, False)
+
+
+@POSITIONS.register("small_step")
+@dataclass(frozen=True)
+class SmallStep(PositionDesign):
+    """V2PE (2412.09616, equation 5): every visual token advances by the factor a; text resumes at ceil(last) + 1.
+
+    `span` gives all tokens of a block together that many positions instead (times a), as a later released code does.
+    """
+
+    span: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.span is not None:
+            positive("positions small_step", "span", self.span)
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        size = cells.frames * cells.rows * cells.columns
+        step = cells.factor if self.span is None else cells.factor * self.span / size
+        # The step leads to a token, so the first visual token sits one step after the last text token.
+        index = (_index(cells) + 1) * step[cells.block] - 1
+        return (index, index, index), (size * step).ceil()
+
+
+@POSITIONS.register("symmetric")
+@dataclass(frozen=True)
+class Symmetric(PositionDesign):
+    """VRoPE (2502.11664): four indices (x+y, x-y, -x-y, y-x), each shifted to start at 0, + a f (H+W-1).
+
+    Three are stored as t, h, w; the fourth is t - h + w of them, for text too.
+    """
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        rows, columns = cells.rows[cells.block], cells.columns[cells.block]
+        time = cells.time() * (rows + columns - 1)
+        right = cells.x + cells.y
+        first = time + right
+        second = time + cells.x - cells.y + rows - 1
+        third = time - right + rows + columns - 2
+        return (first, second, third), (cells.last_time() + 1) * (cells.rows + cells.columns - 1)
