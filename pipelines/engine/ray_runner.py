@@ -33,9 +33,10 @@ class Attempt:
 class RayRunner:
     """Runs stages as Ray tasks, as many at once as the cluster's resources hold.
 
-    A stage whose worker dies (killed, out of memory, its node lost) is tried again `max_retries` times, after `backoff_s`
-    and then twice as long each time; an exception of the stage itself is not retried. `on_failure="stop"` interrupts
-    what runs at the first failure. Ray stays up between calls of `run` until `close` or the end of a `with` block.
+    A stage whose worker dies (killed, out of memory, its node lost) is tried again `max_retries` times, first after
+    `backoff_s` and then after twice as long each time; an exception of the stage itself is not retried. At the first
+    failure `on_failure="stop"` interrupts what runs. Ray stays up between calls of `run` until `close` or the end of a
+    `with` block.
 
     `address` joins a running cluster, where `max_in_flight` tasks are kept submitted if it is given, so that an
     autoscaler sees the demand. Without it Ray starts on this machine with `num_cpus` and `num_gpus` (None: all),
@@ -83,7 +84,7 @@ class RayRunner:
             frontier.start()
             if frontier.is_open and not stop.is_set():
                 self.store.prepare()
-                self._connect()
+                self.connect()
                 reinstall()
                 _Drive(self, frontier, stop).run()
         frontier.was_interrupted = stop.is_set()
@@ -103,7 +104,8 @@ class RayRunner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Start or join Ray now, unless it is up; `run` does so when a stage must run."""
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             return
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -2,13 +2,19 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine import Artifact, StageConfig
+from pipelines.engine import Artifact, Stage, StageConfig
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -20,23 +26,40 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class Witness:
-    """Placement of every toy: a folder outside the store in which each run leaves one file."""
+class Desk:
+    """Placement of every toy: a folder outside the store where runs leave witnesses and wait for a gate to open."""
 
     folder: Path
+    extra: str = ""
 
 
-def witness(config: StageConfig, **facts: Any) -> None:
-    """Leave one file for this run, so that a test can count runs."""
-    if config.placement is not None:
-        name = f"{config.identity.key}.{uuid.uuid4().hex}.json"
-        (config.placement.folder / name).write_text(json.dumps({"pid": os.getpid(), **facts}))
+def toy(run: Any, key: str, folder: Path, *, value: int = 1, extra: str = "", **details: Any) -> Stage:
+    return Stage(run.__name__, 1, run, StageConfig(Toy(key, value), Desk(folder, extra)), **details)
 
 
-def runs(folder: Path, key: str = "") -> list[dict[str, Any]]:
+def witness(config: StageConfig, **facts: Any) -> int:
+    """Leave one file for this run, so that a test can count runs; return how many there are of this key."""
+    folder, key = config.placement.folder, config.identity.key
+    path = folder / f"{key}.{uuid.uuid4().hex}.json"
+    path.with_suffix(".tmp").write_text(json.dumps({"key": key, "pid": os.getpid(), **facts}))
+    path.with_suffix(".tmp").rename(path)
+    return len(runs(folder, key))
+
+
+def runs(folder: Path, key: str = "*") -> list[dict[str, Any]]:
     """Return what each run of the toys with this key left, oldest first."""
-    paths = sorted(folder.glob(f"{key}.*.json" if key else "*.json"), key=lambda path: path.stat().st_mtime_ns)
+    paths = sorted(folder.glob(f"{key}.*.json"), key=lambda path: path.stat().st_mtime_ns)
     return [json.loads(path.read_text()) for path in paths]
+
+
+def wait_until(true: Any, timeout_s: float = 60) -> None:
+    """Wait for a fact that another process brings about."""
+    pause = threading.Event()
+    for _ in range(int(timeout_s / 0.01)):
+        if true():
+            return
+        pause.wait(0.01)
+    raise TimeoutError(f"{true} did not come true in {timeout_s} s")
 
 
 def add(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
@@ -48,7 +71,49 @@ def add(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     return {"value": value}
 
 
+def nothing(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    return {}
+
+
 def fail(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
     witness(config)
     (out_dir / "partial.txt").write_text("left by the failing attempt")
     raise RuntimeError(f"no luck with {config.identity.key}")
+
+
+def wait_for_gate(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """Wait until the test makes the file `gate`; say what an earlier attempt left in the folder."""
+    found = sorted(path.name for path in out_dir.iterdir())
+    (out_dir / "partial.txt").write_text("half")
+    witness(config, found=found)
+    wait_until((config.placement.folder / "gate").exists)
+    return {"found": found}
+
+
+def die_once(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """Take the worker process down at the first run, as a crash in a C library would."""
+    found = sorted(path.name for path in out_dir.iterdir())
+    (out_dir / "partial.txt").write_text("half")
+    if witness(config) == 1:
+        os._exit(1) if config.placement.extra == "exit" else os.kill(os.getpid(), signal.SIGKILL)
+    return {"found": found}
+
+
+def die(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    witness(config)
+    print("about to die", flush=True)
+    os._exit(1)
+
+
+def launch(store: Path, desk: Path, keys: list[str], *arguments: str) -> "subprocess.Popen[str]":
+    """Start another launcher, a process of its own, over `wait_for_gate` stages with these keys."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.pipelines.engine.launcher",
+        str(store),
+        str(desk),
+        ",".join(keys),
+        *arguments,
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
