@@ -1,0 +1,167 @@
+"""The preprocess stage: every video of a study decoded once, on Ray Data, into memory-mapped patch rows."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from pipelines.datasets import Media
+from pipelines.video.budget import FrameBudget
+from pipelines.video.frames import Failure, Frames, cache_folder, from_json, read_cache
+from pipelines.video.worker import DecodeProcess
+
+# Blocks per worker: a lost node costs one block per worker, and the progress moves once a block.
+BLOCKS_PER_WORKER = 16
+
+Progress = Callable[[int, int], None]
+Job = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What one call did. `decoded` counts the files decoded now, `reused` those that the cache had."""
+
+    num_media: int
+    decoded: int
+    reused: int
+    quarantined: dict[str, str]
+    decoders: dict[str, int]
+    num_frames: int
+
+
+def preprocess_media(
+    media: Mapping[str, Media],
+    budget: FrameBudget,
+    out_dir: Path,
+    *,
+    cache_dir: Path,
+    num_workers: int,
+    timeout_s: float = 300.0,
+    on_progress: Progress = lambda done, total: None,
+) -> Preprocessed:
+    """Write `index.jsonl`, `quarantine.jsonl` and the shards of all media (by id) to `out_dir`; see `open_frames`.
+
+    What `cache_dir` holds for the same content, budget and decoders is linked, not decoded; what is decoded is in the
+    cache at once, so a killed call loses only the files in flight. Decoding runs on Ray Data with `num_workers` actors
+    of one CPU (0: in this process, without Ray); a file that takes over `timeout_s` seconds is killed and quarantined.
+    The caller must not hold CPUs of the cluster that the actors need: a Ray task that calls this asks for 0 CPUs.
+    """
+    folder = cache_folder(cache_dir, budget)
+    digests, quarantined = _hash_files(media)
+    known = read_cache(folder)
+    jobs = {
+        key: Job(digest=key, kind=media[media_id].kind, path=str(media[media_id].path))
+        for media_id, key in digests.items()
+        if key not in known
+    }
+    done = total_known = len(set(digests.values()) & known.keys())
+    total = total_known + len(jobs)
+    on_progress(done, total)
+    for entry in _decode_all(list(jobs.values()), folder, budget, num_workers, timeout_s):
+        known[entry.digest] = entry
+        done += 1
+        on_progress(done, total)
+
+    frames: dict[str, Frames] = {}
+    for media_id, key in digests.items():
+        entry = known[key]
+        if isinstance(entry, Frames):
+            frames[media_id] = entry
+        else:
+            quarantined[media_id] = entry.reason
+    _write_artifact(out_dir, folder, frames, quarantined)
+    return Preprocessed(
+        num_media=len(media),
+        decoded=len(jobs),
+        reused=total_known,
+        quarantined=quarantined,
+        decoders=dict(Counter(entry.decoder for entry in frames.values())),
+        num_frames=sum(entry.num_frames for entry in frames.values()),
+    )
+
+
+def _hash_files(media: Mapping[str, Media]) -> tuple[dict[str, str], dict[str, str]]:
+    """Content digest of each file by id (a picture and a video of the same bytes differ), and the unreadable ones."""
+
+    def digest(item: Media) -> str | OSError:
+        try:
+            with item.path.open("rb") as file:
+                content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError as error:
+            return error
+        return f"{item.kind}-{content}"
+
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        outcomes = dict(zip(media, threads.map(digest, media.values()), strict=True))
+    digests = {media_id: value for media_id, value in outcomes.items() if isinstance(value, str)}
+    unreadable = {
+        media_id: f"UnreadableFile: {error.strerror}: {media[media_id].path}"
+        for media_id, error in outcomes.items()
+        if isinstance(error, OSError)
+    }
+    return digests, unreadable
+
+
+def _decode_all(
+    jobs: Sequence[Job], folder: Path, budget: FrameBudget, num_workers: int, timeout_s: float
+) -> Iterator[Frames | Failure]:
+    if not jobs:
+        return
+    if num_workers == 0:
+        process = DecodeProcess(folder, budget, timeout_s)
+        for job in jobs:
+            yield process.decode(**job)
+        process.close()
+        return
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    num_blocks = min(len(jobs), num_workers * BLOCKS_PER_WORKER)
+    outcomes = ray.data.from_items(list(jobs), override_num_blocks=num_blocks).map_batches(
+        DecodeActor,
+        fn_constructor_args=(folder, budget, timeout_s),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_blocks)),
+        num_cpus=1,
+    )
+    for row in outcomes.iter_rows():
+        yield from_json(json.loads(row["outcome"]))
+
+
+class DecodeActor:
+    """One Ray Data worker: a decoding process and a shard of its own."""
+
+    def __init__(self, folder: Path, budget: FrameBudget, timeout_s: float) -> None:
+        self._process = DecodeProcess(folder, budget, timeout_s)
+
+    def __call__(self, jobs: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        rows = zip(jobs["digest"], jobs["kind"], jobs["path"], strict=True)
+        return {"outcome": [json.dumps(asdict(self._process.decode(*map(str, row)))) for row in rows]}
+
+
+def _write_artifact(out_dir: Path, folder: Path, frames: Mapping[str, Frames], quarantined: Mapping[str, str]) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for shard in sorted({entry.shard for entry in frames.values()}):
+        _link(folder / f"{shard}.npy", out_dir / f"{shard}.npy")
+    _write_lines(out_dir / "index.jsonl", ({"id": key, **asdict(entry)} for key, entry in frames.items()))
+    _write_lines(out_dir / "quarantine.jsonl", ({"id": key, "reason": why} for key, why in quarantined.items()))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a shard; copy it where the cache is on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
