@@ -4,19 +4,20 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 
-from pipelines.datasets import Media
+from pipelines.datasets import Media, check_quarantine, read_dataset
+from pipelines.engine.stage import Artifact, StageConfig
 from pipelines.video.budget import FrameBudget
+from pipelines.video.decode import DECODERS
 from pipelines.video.frames import Failure, Frames, cache_folder, from_json, read_cache
 from pipelines.video.worker import DecodeProcess
 
@@ -25,6 +26,82 @@ BLOCKS_PER_WORKER = 16
 
 Progress = Callable[[int, int], None]
 Job = dict[str, str]
+
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaSource:
+    """What to decode of one input: the media of its record files, and the files that match glob patterns."""
+
+    name: str
+    records: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessIdentity:
+    """What a preprocess artifact is identified by, beside its inputs."""
+
+    budget: FrameBudget
+    sources: tuple[MediaSource, ...]
+    quarantine_limit: float = 0.01
+    decoders: str = DECODERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessPlacement:
+    """Where and how it runs. `roots` are the folders of sources that are no stage's artifact; `progress_file` is
+    rewritten with done, total, elapsed_s and eta_s."""
+
+    cache_dir: str
+    num_workers: int
+    timeout_s: float = 300.0
+    roots: Mapping[str, str] = field(default_factory=dict)
+    progress_file: str | None = None
+
+
+def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """The stage: decode the media of all sources; ids are `media_id`s. It asks for 0 CPUs (see `preprocess_media`).
+
+    Raises ValueError when a larger share than quarantine_limit of a source's records, or of all media, is unusable.
+    """
+    identity, placement = config.identity, config.placement
+    media: dict[str, Media] = {}
+    bad_records: list[dict[str, Any]] = []
+    for source in identity.sources:
+        root = source_root(source.name, inputs, placement)
+        for item in _source_media(source, root, identity.quarantine_limit, bad_records):
+            media[media_id(source.name, root, item.path)] = item
+    done = preprocess_media(
+        media,
+        identity.budget,
+        out_dir,
+        cache_dir=Path(placement.cache_dir),
+        num_workers=placement.num_workers,
+        timeout_s=placement.timeout_s,
+        on_progress=_progress_writer(placement.progress_file),
+    )
+    reasons = [f"{key}: {reason}" for key, reason in done.quarantined.items()]
+    check_quarantine("preprocess", reasons, len(media), identity.quarantine_limit)
+    _write_lines(out_dir / "quarantined_records.jsonl", bad_records)
+    return {**asdict(done), "quarantined": len(done.quarantined), "quarantined_records": len(bad_records)}
+
+
+def source_root(name: str, inputs: Mapping[str, Artifact], placement: PreprocessPlacement) -> Path:
+    """The folder of a source: an input of that name, else a root of the placement."""
+    if name in inputs:
+        return inputs[name].path
+    if name not in placement.roots:
+        known = ", ".join([*inputs, *placement.roots]) or "none"
+        raise ValueError(f"no folder for the media source {name!r}; known are: {known}; add it to roots")
+    return Path(placement.roots[name])
+
+
+def media_id(source: str, root: Path, path: Path) -> str:
+    """The id of a file in the artifact: its source and its path below the source's root."""
+    return f"{source}/{path.relative_to(root).as_posix() if path.is_relative_to(root) else path}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +167,41 @@ def preprocess_media(
     )
 
 
+def _source_media(
+    source: MediaSource, root: Path, quarantine_limit: float, bad_records: list[dict[str, Any]]
+) -> Iterator[Media]:
+    for name in source.records:
+        dataset = read_dataset(root / name, media_root=root, quarantine_limit=quarantine_limit)
+        bad_records.extend({"source": source.name, "file": name, **asdict(bad)} for bad in dataset.quarantined)
+        for record in dataset.records:
+            yield from record.media
+    for pattern in source.files:
+        paths = sorted(root.glob(pattern))
+        if not paths:
+            raise ValueError(f"no file matches {pattern!r} in the media source {source.name!r} ({root})")
+        for path in paths:
+            yield Media("image" if path.suffix.lower() in PICTURE_SUFFIXES else "video", path)
+
+
+def _progress_writer(path: str | None) -> Progress:
+    """Rewrite the file at most twice a second, and at the end."""
+    started = last = time.monotonic()
+
+    def write(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if path is None or (now - last < 0.5 and done < total):
+            return
+        last = now
+        eta_s = (now - started) / done * (total - done) if done else None
+        state = {"done": done, "total": total, "elapsed_s": now - started, "eta_s": eta_s}
+        partial = Path(f"{path}.partial")
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(path)
+
+    return write
+
+
 def _hash_files(media: Mapping[str, Media]) -> tuple[dict[str, str], dict[str, str]]:
     """Content digest of each file by id (a picture and a video of the same bytes differ), and the unreadable ones."""
 
@@ -123,6 +235,8 @@ def _decode_all(
             yield process.decode(**job)
         process.close()
         return
+    import ray.data  # Ray reads its environment at import, and the runner that starts it sets that first
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     num_blocks = min(len(jobs), num_workers * BLOCKS_PER_WORKER)
     outcomes = ray.data.from_items(list(jobs), override_num_blocks=num_blocks).map_batches(
@@ -163,5 +277,5 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> None:
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

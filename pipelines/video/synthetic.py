@@ -131,7 +131,7 @@ def write_training_set(
                 "video": video,
             }
         )
-    _write_json(out_dir / "train.json", records)
+    _write_records(out_dir / "train.json", records)
 
 
 def write_needle_benchmark(
@@ -169,7 +169,7 @@ def write_needle_benchmark(
                     "rendering": rendering,
                 }
             )
-    _write_json(out_dir / "needles.json", records)
+    _write_records(out_dir / "needles.json", records)
 
 
 def draw_markers(rng: np.random.Generator, num_needles: int, num_twins: int) -> list[str]:
@@ -239,5 +239,6 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+def _write_records(path: Path, records: Sequence[dict]) -> None:
+    """A JSON array with one record a line, so that a reader's line numbers tell the record."""
+    path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8")
