@@ -116,13 +116,14 @@ def execute(store: Store, job: Job) -> Outcome:
 
 
 def make_failure(store: Store, job: Job, kind: str, error: BaseException, trace: str) -> Failure:
+    message = next(iter(str(error).strip().splitlines()), "")
     return Failure(
         stage=job.name,
         fingerprint=job.fingerprint,
         payload=job.payload,
         label=job.label,
         kind=kind,
-        error=f"{type(error).__name__}: {error}",
+        error=f"{type(error).__name__}: {message}",
         traceback=trace,
         log=str(store.log_path(job.name, job.fingerprint).relative_to(store.root)),
         attempt=job.attempt,

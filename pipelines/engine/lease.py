@@ -5,6 +5,7 @@ machine is dead when its process is; a holder elsewhere is dead when its heartbe
 `ttl_s` of the watcher's own clock, so that no two hosts' clocks are ever compared.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -199,11 +200,10 @@ class Lease:
         self._leases.discard(self.fingerprint, self.owner.token)
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._leases.heartbeat_s):
-            try:
+        # A lost lease is left alone: its file may be another's by now. `check` tells the stage before it publishes.
+        while not self._ended.wait(self._leases.heartbeat_s) and not self.is_lost():
+            with contextlib.suppress(FileNotFoundError):
                 os.utime(self._file)
-            except FileNotFoundError:
-                return  # taken over and ended by another: `check` says so before anything is published
 
 
 class LeaseWatch:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from pipelines.engine.execute import execute, make_job
+from pipelines.engine.frontier import Frontier
 from pipelines.engine.provenance import capture_launch
-from pipelines.engine.runner import EventKind, Frontier, OnEvent, OnFailure, Summary, ignore, signals_call
+from pipelines.engine.runner import EventKind, OnEvent, OnFailure, Summary, ignore, signals_call
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import Store
 
@@ -44,9 +45,9 @@ class LocalRunner:
                 time.sleep(self.poll_s)
                 frontier.poll_held()
                 continue
-            token = uuid.uuid4().hex
-            dead = frontier.dead.get(stage.fingerprint, frozenset())
-            job = make_job(stage, frontier.inputs(stage), launch, token, attempt=1, dead=dead)
+            job = make_job(
+                stage, frontier.inputs(stage), launch, uuid.uuid4().hex, attempt=1, dead=frontier.dead(stage)
+            )
             frontier.report(EventKind.STARTED, stage, attempt=1)
             outcome = execute(self.store, job)
             frontier.settle(stage, outcome)

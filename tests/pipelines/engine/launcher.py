@@ -1,4 +1,4 @@
-"""A launcher of its own: `python -m tests.pipelines.engine.launcher STORE DESK KEYS RUNNER STAGE`, for tests to kill."""
+"""A launcher for tests to kill: python -m tests.pipelines.engine.launcher STORE DESK KEYS RUNNER STAGE."""
 
 import json
 import sys

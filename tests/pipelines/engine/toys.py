@@ -105,15 +105,7 @@ def die(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     os._exit(1)
 
 
-def launch(store: Path, desk: Path, keys: list[str], *arguments: str) -> "subprocess.Popen[str]":
-    """Start another launcher, a process of its own, over `wait_for_gate` stages with these keys."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.pipelines.engine.launcher",
-        str(store),
-        str(desk),
-        ",".join(keys),
-        *arguments,
-    ]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def launch(store: Path, desk: Path, keys: str, runner: str, stage: str) -> "subprocess.Popen[str]":
+    """Start another launcher, a process of its own, over stages with these comma-separated keys."""
+    module = [sys.executable, "-m", "tests.pipelines.engine.launcher"]
+    return subprocess.Popen([*module, store, desk, keys, runner, stage], cwd=ROOT, stdout=subprocess.PIPE, text=True)
