@@ -45,17 +45,16 @@ def haystack_frames(rng: np.random.Generator, num_frames: int, size: int) -> np.
 def needle_frame(rng: np.random.Generator, marker: str, value: str, size: int) -> np.ndarray:
     """One rendering of a needle, (H, W, 3) uint8: `value` in each quadrant, white on dark, in a border of `marker`."""
     border = size // 8
-    darkness = int(rng.integers(5, 50))
+    darkness = int(rng.integers(10, 30))
     canvas = Image.new("RGB", (size, size), MARKERS[marker])
     draw = ImageDraw.Draw(canvas)
     draw.rectangle((border, border, size - border - 1, size - border - 1), fill=(darkness,) * 3)
     font = ImageFont.load_default(size=0.36 * size)
     inner = size - 2 * border
-    jitter = rng.uniform(-size / 32, size / 32, size=2)
-    brightness = int(rng.integers(200, 256))
+    brightness = int(rng.integers(230, 256))
     for row in (0.22, 0.72):  # the font's middle lies below a digit's
         for column in (0.25, 0.75):
-            centre = (border + column * inner + jitter[0], border + row * inner + jitter[1])
+            centre = (border + column * inner, border + row * inner)
             draw.text(centre, value, fill=(brightness,) * 3, font=font, anchor="mm")
     noise = rng.normal(0.0, 6.0, size=(size, size, 3))
     return _to_uint8(np.asarray(canvas, dtype=np.float32) + noise)
