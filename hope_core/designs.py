@@ -5,6 +5,7 @@ a design returns what is added to s for every token (f, y, x), and the block's e
 `a` is the temporal factor of the block (hope_core.scaling). All in float64, so that fractions of 1/4 stay exact.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -81,8 +82,9 @@ class Frame(PositionDesign):
 @POSITIONS.register("tad")
 @dataclass(frozen=True)
 class Tad(PositionDesign):
-    """TAD-RoPE (2409.10594 in VideoRoPE's code): sequential + frame, text counted in both, so text advances by 2.
+    """TAD-RoPE (Temporal-Aware Dual RoPE, as in VideoRoPE's code): sequential + frame.
 
+    Text is counted in both, so it advances by 2.
     Deviates: rope_deltas continue the sum; the released code returns those of the frame part.
     """
 
@@ -97,7 +99,7 @@ class Tad(PositionDesign):
 @POSITIONS.register("corner")
 @dataclass(frozen=True)
 class Corner(PositionDesign):
-    """M-RoPE (2409.12191, section 2.1): (s + a f, s + y, s + x), each times its stride; next the largest + 1.
+    """M-RoPE (2409.12191): (s + a f, s + y, s + x), each times its stride; next the largest + 1.
 
     Deviates: transformers 5.3 and later restart the text at s + max(H, W) (`corner_hf5`); checkpoints were trained on
     this rule. MM-RoPE (2507.08801) uses strides such as (4, 8, 8).
@@ -143,10 +145,10 @@ class CornerTime(PositionDesign):
 @POSITIONS.register("diagonal")
 @dataclass(frozen=True)
 class Diagonal(PositionDesign):
-    """VideoRoPE (2502.05173, section 3.3) and HoPE: t = s + a f, h = t + y - (H-1)//2, w = t + x - (W-1)//2.
+    """VideoRoPE (2502.05173, "Diagonal Layout") and HoPE: t = s + a f, h = t + y - (H-1)//2, w = t + x - (W-1)//2.
 
-    next = last t + 1: h and w are ignored, as in the released code. Deviates: HoPE's formula (2505.20444, equation 9)
-    gives L_t + gamma L_v, which agrees for gamma = 1 only.
+    next = last t + 1: h and w are ignored, as in the released code.
+    Deviates: the formula of 2505.20444 ("Dynamic Temporal Scaling") gives L_t + gamma L_v; they agree for gamma = 1.
     """
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
@@ -167,7 +169,7 @@ class SpatialReset(Corner):
 @POSITIONS.register("small_step")
 @dataclass(frozen=True)
 class SmallStep(PositionDesign):
-    """V2PE (2412.09616, equation 5): every visual token advances by the factor a; text resumes at ceil(last) + 1.
+    """V2PE (2412.09616): every visual token advances by the factor a; text resumes at ceil(last) + 1.
 
     `span` gives all tokens of a block together that many positions instead (times a), as a later released code does.
     """
@@ -202,3 +204,52 @@ class Symmetric(PositionDesign):
         second = time + cells.x - cells.y + rows - 1
         third = time - right + rows + columns - 2
         return (first, second, third), (cells.last_time() + 1) * (cells.rows + cells.columns - 1)
+
+
+@POSITIONS.register("ring")
+@dataclass(frozen=True)
+class Ring(PositionDesign):
+    """CircleRoPE (2505.16416): a frame's tokens on a ring around the text axis (1, 1, 1), all equally far from text.
+
+    s + R (cos phi u + sin phi v) + a f, with u = (0, 1, -1) / sqrt 2 and v = (2, -1, -1) / sqrt 6;
+    phi = alpha * (atan2(y, x) stretched to 0 .. 2 pi over the frame) + (1 - alpha) * 2 pi k / (H W);
+    next the largest + 1. radius None is half the longer side; `centered` takes y, x from the frame's middle; `positive`
+    lifts the ring until no coordinate is below s.
+    Deviates: the defaults are the paper's; the released code's (radius -1, alpha -1, not centered) stand for "not set".
+    """
+
+    radius: float | None = 10.0
+    alpha: float = 0.5
+    centered: bool = True
+    positive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.radius == 0:
+            raise ValueError("positions ring: radius is 0; it must be another number, or none for half the longer side")
+
+    def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        middle = 0.5 if self.centered else 0.0
+        y = cells.y - (middle * (cells.rows - 1))[cells.block]
+        x = cells.x - (middle * (cells.columns - 1))[cells.block]
+        polar = torch.atan2(y, x)
+        lowest, highest = _per_block(polar, cells, "amin"), _per_block(polar, cells, "amax")
+        width = torch.where(highest > lowest, highest - lowest, 1.0)
+        spread = (polar - lowest[cells.block]) / width[cells.block]
+        even = (cells.y * cells.columns[cells.block] + cells.x) / (cells.rows * cells.columns)[cells.block]
+        phi = 2 * math.pi * (self.alpha * spread + (1 - self.alpha) * even)
+        if self.radius is None:
+            radius = ((torch.maximum(cells.rows, cells.columns) - 1) / 2)[cells.block]
+        else:
+            radius = torch.full_like(phi, self.radius)
+        u, v = radius * phi.cos() / math.sqrt(2), radius * phi.sin() / math.sqrt(6)
+        ring = torch.stack((2 * v, u - v, -u - v))
+        if self.positive:
+            ring = ring - _per_block(ring.amin(0), cells, "amin")[cells.block]
+        largest = _per_block(ring.amax(0), cells, "amax") + cells.last_time()
+        t, h, w = ring + cells.time()
+        return (t, h, w), largest + 1
+
+
+def _per_block(value: Tensor, cells: Cells, reduce: str) -> Tensor:
+    """The extreme value (K,) over a block's tokens (N,)."""
+    return value.new_zeros(len(cells.frames)).scatter_reduce(0, cells.block, value, reduce, include_self=False)

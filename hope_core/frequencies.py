@@ -30,9 +30,9 @@ class Frequencies(Part):
         """int8 (num_slots,), or (heads, num_slots) for a head-wise allocation."""
         raise NotImplementedError
 
-    def inverse_frequencies(self, head_dim: int, rope_theta: float) -> Tensor:
-        """float32 (d/2,): radians per position of every slot, theta^(-2i/d)."""
-        return 1.0 / (rope_theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim))
+    def inverse_frequencies(self, head_dim: int, rope_theta: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(d/2,): radians per position of every slot, theta^(-2i/d)."""
+        return 1.0 / (rope_theta ** (torch.arange(0, head_dim, 2, dtype=dtype, device="cpu") / head_dim))
 
 
 def _axes(codes: list[int]) -> Tensor:
@@ -77,7 +77,7 @@ class TemporalHigh(Frequencies):
 @FREQUENCIES.register("temporal_low")
 @dataclass(frozen=True)
 class TemporalLow(Frequencies):
-    """VideoRoPE (2502.05173, section 3.2): h even and w odd slots of 0-47, t the 16 lowest frequencies."""
+    """VideoRoPE (2502.05173, "Low-frequency Temporal Allocation"): h even, w odd slots of 0-47, t the 16 lowest."""
 
     def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
         share = _eighths(num_slots)
@@ -99,10 +99,11 @@ class TemporalLowExtended(TemporalLow):
         positive("frequencies temporal_low_extended", "extension", self.extension)
         positive("frequencies temporal_low_extended", "trained_tokens - 1", self.trained_tokens - 1)
 
-    def inverse_frequencies(self, head_dim: int, rope_theta: float) -> Tensor:
+    def inverse_frequencies(self, head_dim: int, rope_theta: float, dtype: torch.dtype = torch.float32) -> Tensor:
         ratio = (self.extension * self.trained_tokens - 1) / (self.trained_tokens - 1)
-        spatial = super().inverse_frequencies(head_dim, rope_theta)
-        temporal = super().inverse_frequencies(head_dim, rope_theta * ratio ** (head_dim / (head_dim - 2)))
+        spatial = super().inverse_frequencies(head_dim, rope_theta, dtype)
+        longer = rope_theta * ratio ** (head_dim / (head_dim - 2))
+        temporal = super().inverse_frequencies(head_dim, longer, dtype)
         return torch.where(self.slot_axes(head_dim // 2) == T, temporal, spatial)
 
 
@@ -131,7 +132,7 @@ class _Zeroed(Frequencies):
 @FREQUENCIES.register("temporal_zero")
 @dataclass(frozen=True)
 class TemporalZero(_Zeroed):
-    """HoPE (2505.20444, section 4.1): temporal_low with the 16 lowest slots not rotated."""
+    """HoPE (2505.20444, "Hybrid Frequency Allocation"): temporal_low, the 16 lowest slots not rotated."""
 
     def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
         share = _eighths(num_slots)
@@ -141,7 +142,7 @@ class TemporalZero(_Zeroed):
 @FREQUENCIES.register("temporal_zero_half")
 @dataclass(frozen=True)
 class TemporalZeroHalf(_Zeroed):
-    """HoPE-X (2505.20444, appendix): h even and w odd slots of 0-31, the 32 lowest slots not rotated."""
+    """HoPE-X (2505.20444, the ideal case): h even and w odd slots of 0-31, the 32 lowest slots not rotated."""
 
     def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
         share = _eighths(num_slots)

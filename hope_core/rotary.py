@@ -7,7 +7,6 @@ Angles are float32 whatever the model's type: bfloat16 would turn position 300.3
 import torch
 from torch import Tensor
 
-from hope_core.frequencies import FOURTH
 from hope_core.variants import Variant
 
 
@@ -27,20 +26,22 @@ def rotary_tables(
     """
     if position_ids.ndim != 3 or position_ids.shape[0] != 3:
         raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}; expected (3, rows, tokens)")
+    axes = variant.slot_axes(head_dim, num_key_value_heads)
+    frequency = torch.where(axes < 0, 0.0, variant.inverse_frequencies(head_dim, rope_theta))
     device = position_ids.device
-    axes = variant.slot_axes(head_dim, num_key_value_heads).to(device, torch.long)
-    frequency = variant.inverse_frequencies(head_dim, rope_theta).to(device)
-    frequency = torch.where(axes < 0, 0.0, frequency)
-    place = position_ids.to(torch.float32).permute(1, 2, 0)  # (B, S, 3)
-    if bool((axes == FOURTH).any()):
-        place = torch.cat((place, place[..., :1] - place[..., 1:2] + place[..., 2:]), dim=-1)
+    rows = list(position_ids.to(torch.float32).unbind(0))
+    rows.append(rows[0] - rows[1] + rows[2])  # FOURTH
     if axes.ndim == 2:
-        # A head has one axis: rotate (B, heads, S).
-        place = place[..., axes.clamp(min=0)[:, 0]].transpose(1, 2)
-        angle = place[..., None] * frequency[:, None]
+        place = torch.stack([rows[axis] for axis in axes[:, 0].clamp(min=0).tolist()], dim=1)  # a head has one axis
+        angle = place[..., None] * frequency[:, None].to(device)
     else:
-        angle = place[..., axes.clamp(min=0)] * frequency
-    cos, sin = angle.cos(), angle.sin()
+        # A product per axis, with zero at the other axes' slots: exact, and faster than gathering a position per slot.
+        own = torch.stack([torch.where(axes == axis, frequency, 0.0) for axis in range(1 + int(axes.max()))]).to(device)
+        angle = rows[0][..., None] * own[0]
+        for row, turns in zip(rows[1:], own[1:], strict=False):
+            angle.addcmul_(row[..., None], turns)
+    cos = angle.cos()
+    sin = angle.sin_()
     return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
@@ -59,6 +60,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if cos.shape[1] not in (1, x.shape[1]):
         repeats = x.shape[1] // cos.shape[1]
         cos, sin = cos.repeat_interleave(repeats, 1), sin.repeat_interleave(repeats, 1)
+    # cos and sin hold their values twice, so each half of x needs the first half only.
     low, high = x.chunk(2, dim=-1)
-    half = torch.cat((-high, low), dim=-1)
-    return (x * cos + half * sin).to(x.dtype)
+    cos, sin = cos.chunk(2, dim=-1)[0], sin.chunk(2, dim=-1)[0]
+    first = (low * cos).addcmul_(high, sin, value=-1)
+    second = (high * cos).addcmul_(low, sin)
+    return torch.cat((first, second), dim=-1).to(x.dtype)

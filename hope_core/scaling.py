@@ -1,6 +1,8 @@
 """Temporal scalings: the factor `a` between two frames, in position units per frame (temporal grid cell).
 
-none: 1. fixed: VideoRoPE's delta (2502.05173, section 3.3). dynamic: HoPE's gamma (2505.20444, section 4.2).
+none: 1.
+fixed: VideoRoPE's delta (2502.05173, "Adjustable Temporal Spacing").
+dynamic: HoPE's gamma (2505.20444, "Dynamic Temporal Scaling").
 absolute_time: seconds, as Qwen2.5-VL (2502.13923).
 """
 

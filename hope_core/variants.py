@@ -13,6 +13,7 @@ from hope_core.designs import (
     CornerTime,
     Diagonal,
     PositionDesign,
+    Ring,
     Sequential,
     SmallStep,
     SpatialReset,
@@ -175,6 +176,7 @@ _VARIANTS = {
         Variant("mhrope_reset", SpatialReset(), Headwise(), NoScaling()),
         Variant("vrope", Symmetric(), FourWay(), NoScaling()),
         Variant("v2pe", SmallStep(), OneAxis(), Dynamic(_V2PE_STEPS)),
+        Variant("circlerope", Ring(), Contiguous(), NoScaling()),
         Variant("ilrope", SpatialReset(), Interleaved(), NoScaling()),
         Variant("omnirope", SpatialReset(), Contiguous(), NoScaling()),
         Variant("mmrope", Corner(), Repeated(), NoScaling()),
@@ -199,7 +201,7 @@ def draw_scales(variant: Variant, num_blocks: int, *, seed: int, epoch: int, sam
     """The temporal factor of each image and video of one training sample, in order: `scales` of `compute_positions`.
 
     Depends on (seed, epoch, sample_id) only, so any batch size and number of workers draws the same
-    (2505.20444, section 4.2). A variant that is not dynamic gets its own factor (1 where a factor has no effect).
+    (2505.20444, "Dynamic Temporal Scaling"). A variant that is not dynamic gets its own factor, 1 if it has none.
     Deviates: the released code draws from the process's unseeded generator, also in eval mode.
     """
     if isinstance(variant.scaling, Dynamic):
