@@ -64,7 +64,7 @@ def encode(value: Any, path: str = "config") -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise NotEncodable(f"{path} is {value}, which equals nothing or has no JSON form: use None or a number")
-        return int(value) if value.is_integer() and abs(value) < 2**53 else float(value)
+        return int(value) if value.is_integer() else float(value)
     if isinstance(value, tuple | list):
         return [encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping):

@@ -169,7 +169,7 @@ class Lease:
 
     def __init__(self, leases: Leases, fingerprint: str, generation: int, owner: Owner) -> None:
         self._leases = leases
-        self._file = leases.folder / f"{fingerprint}.{generation}"
+        self.file = leases.folder / f"{fingerprint}.{generation}"
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease-{fingerprint[:8]}", daemon=True)
         self.fingerprint = fingerprint
@@ -182,6 +182,10 @@ class Lease:
         if holder is None or holder.token != self.owner.token:
             by = f" by {holder.owner.describe()}" if holder and holder.owner else ""
             raise LeaseLost(f"the lease on {self.fingerprint[:8]} was taken over{by}")
+
+    @property
+    def is_beating(self) -> bool:
+        return self._thread.is_alive()
 
     def is_lost(self) -> bool:
         try:
@@ -203,7 +207,7 @@ class Lease:
         # A lost lease is left alone: its file may be another's by now. `check` tells the stage before it publishes.
         while not self._ended.wait(self._leases.heartbeat_s) and not self.is_lost():
             with contextlib.suppress(FileNotFoundError):
-                os.utime(self._file)
+                os.utime(self.file)
 
 
 class LeaseWatch:
@@ -221,4 +225,4 @@ class LeaseWatch:
         if previous != beat:
             self._seen[holder.fingerprint] = (beat, now)
             return False
-        return now - since > self._ttl_s
+        return now - since >= self._ttl_s

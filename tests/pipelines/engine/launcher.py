@@ -1,4 +1,4 @@
-"""A launcher for tests to kill: python -m tests.pipelines.engine.launcher STORE DESK KEYS RUNNER STAGE."""
+"""A launcher for tests to kill: python -m tests.pipelines.engine.launcher STORE DESK KEYS STAGE RUNNER WAIT_FOR."""
 
 import json
 import sys
@@ -8,7 +8,10 @@ from pipelines.engine import LocalRunner, RayRunner, Store
 from tests.pipelines.engine import toys
 
 
-def main(store: str, desk: str, keys: str, runner: str, stage: str) -> None:
+def main(store: str, desk: str, keys: str, stage: str, runner: str, wait_for: str) -> None:
+    if wait_for:
+        print("ready", flush=True)
+        toys.wait_until((Path(desk) / wait_for).exists)
     run = getattr(toys, stage)
     stages = [toys.toy(run, key, Path(desk), resumable=True) for key in keys.split(",")]
     there = Store(store, heartbeat_s=0.2)

@@ -1,6 +1,8 @@
 """Toy stages: module-level functions that any worker process can import."""
 
+import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.engine import Artifact, Stage, StageConfig
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,38 @@ def die(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     os._exit(1)
 
 
-def launch(store: Path, desk: Path, keys: str, runner: str, stage: str) -> "subprocess.Popen[str]":
-    """Start another launcher, a process of its own, over stages with these comma-separated keys."""
-    module = [sys.executable, "-m", "tests.pipelines.engine.launcher"]
-    return subprocess.Popen([*module, store, desk, keys, runner, stage], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def ignore_interrupts(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """Hang as a library does that never returns to Python: no interrupt ends it."""
+    witness(config)
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait(600)
+
+
+def write_everywhere(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    print("from Python")
+    print("from Python's stderr", file=sys.stderr)
+    os.write(1, b"from C\n")
+    subprocess.run(["echo", "from a child process"], check=True)
+    return {}
+
+
+def return_extra(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> Any:
+    """Return what the placement names, none of which is a JSON object of finite numbers."""
+    (out_dir / "partial.txt").write_text("left")
+    return {"nan": {"loss": math.nan}, "path": {"checkpoint": out_dir}, "none": None}[config.placement.extra]
+
+
+def leave_the_process(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    sys.exit("bad argument")
+
+
+def write_record(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    (out_dir / "record.json").write_text("mine")
+    return {}
+
+
+def tell_threads(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}
