@@ -1,6 +1,8 @@
 """What every runner promises, on each: only what is missing runs, failures stay local, nothing is left behind."""
 
 import os
+import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -128,6 +130,34 @@ def test_an_observer_that_raises_ends_the_run_with_its_exception_and_no_lease(
         make_runner().run(stages, observe)
     assert store.leases.holders() == {}
     assert make_runner().run(stages).artifacts.keys() == {stages[0].fingerprint, stages[2].fingerprint}
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_runs_as_interrupted_frees_the_leases_and_keeps_what_was_done(
+    make_runner: MakeRunner, store: Store, desk: Path, kind: signal.Signals
+) -> None:
+    def interrupt_when_it_runs() -> None:
+        toys.wait_until(lambda: runs(desk, "hanging"))
+        os.kill(os.getpid(), kind)
+
+    done, hanging = toy(add, "done", desk), toy(toys.wait_for_gate, "hanging", desk, resumable=True)
+    above = toy(add, "above", desk, inputs={"x": hanging, "y": done})
+    thread = threading.Thread(target=interrupt_when_it_runs)
+    thread.start()
+    told = Recorder()
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    summary = make_runner().run([done, above], told)
+    thread.join()
+    assert summary.was_interrupted
+    assert (summary.finished, summary.interrupted, summary.not_run) == ((done,), (hanging,), (above,))
+    assert told.of("hanging")[-1] == "interrupted"
+    assert not summary.ok
+    assert store.leases.holders() == {}
+    assert store.failures() == []
+    assert handlers == [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    (desk / "gate").touch()
+    resumed = make_runner().run([above])
+    assert resumed.artifacts[hanging.fingerprint].result == {"found": ["partial.txt"]}
 
 
 @pytest.mark.parametrize(("extra", "remedy"), [("nan", "finite"), ("path", "not JSON"), ("none", "return a dict")])

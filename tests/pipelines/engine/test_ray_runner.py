@@ -1,0 +1,223 @@
+"""The Ray runner: workers, nodes and launchers that die, processes per group, resources, and Ray only if needed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.engine import Event, RayRunner, Resources, Store
+from pipelines.engine.lease import is_dead
+from tests.pipelines.engine import toys
+from tests.pipelines.engine.conftest import ROOT, Launch
+from tests.pipelines.engine.toys import add, runs, toy
+
+RayRunners = Callable[..., RayRunner]
+
+
+@pytest.mark.parametrize("way", ["exit", "kill"])
+def test_a_stage_whose_worker_dies_is_tried_again_and_goes_on_from_its_partial_files(
+    ray_runner: RayRunners, store: Store, desk: Path, way: str
+) -> None:
+    stage = toy(toys.die_once, "a", desk, extra=way, resumable=True)
+    events: list[Event] = []
+    summary = ray_runner().run([stage], events.append)
+    assert [event.kind.value for event in events] == ["planned", "started", "retrying", "started", "finished"]
+    assert summary.artifacts[stage.fingerprint].result == {"found": ["partial.txt"]}
+    record = store.record(stage.name, stage.fingerprint)
+    assert record is not None
+    assert record.attempt == 2
+    assert store.leases.holders() == {}
+
+
+def test_a_stage_whose_worker_always_dies_is_a_failure_after_its_retries(
+    ray_runner: RayRunners, store: Store, desk: Path
+) -> None:
+    stage, above = toy(toys.die, "a", desk), toy(add, "other", desk)
+    summary = ray_runner(max_retries=2).run([stage, above])
+    [(_, failure)] = summary.failed
+    assert (failure.kind, failure.attempt) == ("infrastructure", 3)
+    assert store.failure(stage) == failure
+    assert (store.root / failure.log).read_text().count("about to die") == 3
+    assert [stage.label for stage in summary.finished] == [above.label]
+    assert len(runs(desk, "a")) == 3
+    assert store.leases.holders() == {}
+
+
+def test_groups_never_share_a_process_and_a_group_reuses_its_own(
+    ray_runner: RayRunners, store: Store, desk: Path
+) -> None:
+    for part in range(3):  # one after the other, so that each could reuse the process of the one before
+        stages = [toy(add, f"{group}-{part}", desk, process_group=group) for group in ("x", "y")]
+        assert ray_runner().run([*stages, toy(add, f"none-{part}", desk)]).ok
+    pids: dict[str, set[int]] = {"x": set(), "y": set(), "none": set()}
+    for run in runs(desk):
+        pids[run["key"].split("-")[0]].add(run["pid"])
+    assert pids["x"].isdisjoint(pids["y"])
+    assert pids["none"].isdisjoint(pids["x"] | pids["y"])
+    assert len(pids["x"]) < 3
+    assert len(pids["y"]) < 3
+
+
+def test_stages_run_at_once_as_their_resources_allow(ray_runner: RayRunners, desk: Path) -> None:
+    running: Counter[float] = Counter()
+    most = {"all": 0.0, "together": 0}
+
+    def observe(event: Event) -> None:
+        needs = event.stage.resources.num_cpus
+        if event.kind == "started":
+            running[needs] += 1
+        elif event.kind == "finished":
+            running[needs] -= 1
+        most["all"] = max(most["all"], sum(cpus * count for cpus, count in running.items()))
+        most["together"] = max(most["together"], sum(running.values()))
+
+    sizes = [0.5, 1, 2] * 4
+    stages = [toy(add, f"{i}", desk, resources=Resources(num_cpus=size)) for i, size in enumerate(sizes)]
+    assert ray_runner().run(stages, observe).ok
+    assert most["all"] == 2
+    assert most["together"] >= 2
+
+
+@pytest.mark.parametrize("needs", [Resources(num_cpus=64), Resources(num_gpus=1), Resources(memory_gib=10**6)])
+def test_a_stage_that_fits_no_node_is_refused_in_one_line_before_anything_runs(
+    ray_runner: RayRunners, desk: Path, needs: Resources
+) -> None:
+    with pytest.raises(ValueError, match="lower what it asks for") as caught:
+        ray_runner().run([toy(add, "a", desk), toy(add, "big", desk, resources=needs)])
+    assert "\n" not in str(caught.value)
+    assert runs(desk) == []
+
+
+def test_a_stage_gets_as_many_threads_as_it_asked_cpus_for_in_a_reused_process_too(
+    ray_runner: RayRunners, desk: Path
+) -> None:
+    for cpus in (2, 1):
+        needs = Resources(num_cpus=cpus)
+        stage = toy(toys.tell_threads, f"{cpus}", desk, resources=needs, process_group="threads")
+        summary = ray_runner().run([stage])
+        assert summary.artifacts[stage.fingerprint].result == {"torch": cpus, "omp": f"{cpus}"}
+
+
+def test_a_finished_study_never_imports_ray(store: Store, desk: Path, launch: Launch) -> None:
+    assert launch("a,b", "add").wait(timeout=60) == 0
+    code = (
+        "import sys; from tests.pipelines.engine.launcher import main; main(*sys.argv[1:]); "
+        "print('ray' in sys.modules, 'torch' in sys.modules)"
+    )
+    arguments = [str(store.root), str(desk), "a,b", "add", "ray", ""]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False False"
+    assert len(runs(desk)) == 2
+
+
+def test_a_stage_that_no_interrupt_reaches_is_killed_after_the_grace_time(
+    ray_runner: RayRunners, store: Store, desk: Path
+) -> None:
+    hanging, bad = toy(toys.ignore_interrupts, "hanging", desk), toy(toys.fail, "bad", desk)
+
+    def observe(event: Event) -> None:
+        if event.kind == "started" and event.stage is hanging:
+            toys.wait_until(lambda: runs(desk, "hanging"))
+
+    summary = ray_runner(on_failure="stop", grace_s=0.2).run([hanging, bad], observe)
+    assert summary.interrupted == (hanging,)
+    assert store.leases.holders() == {}
+    [run] = runs(desk, "hanging")
+    toys.wait_until(lambda: not Path(f"/proc/{run['pid']}").exists())
+
+
+def test_a_signal_reaches_a_launcher_that_started_ray_itself(store: Store, desk: Path, launch: Launch) -> None:
+    # Ray puts its own handler of SIGTERM in place when it starts.
+    launcher = launch("a,b,c", "wait_for_gate", runner="ray")
+    toys.wait_until(lambda: len(runs(desk)) == 2)
+    launcher.terminate()
+    out, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0
+    counts = {"finished": 0, "cached": 0, "failed": 0, "interrupted": 2, "not_run": 1, "was_interrupted": True}
+    assert json.loads(out.splitlines()[-1]) == counts
+    assert store.leases.holders() == {}
+    assert store.failures() == []
+
+
+def test_after_kill_9_of_the_launcher_another_goes_on_at_once(
+    ray_runner: RayRunners, store: Store, desk: Path, launch: Launch
+) -> None:
+    launcher = launch("a,b", "wait_for_gate", runner="ray")
+    toys.wait_until(lambda: len(runs(desk)) == 2)
+    launcher.kill()
+    launcher.wait()
+    toys.wait_until(lambda: all(is_dead(holder) for holder in store.leases.holders().values()))
+    assert len(store.leases.holders()) == 2
+    (desk / "gate").touch()
+    events: list[Event] = []
+    stages = [toy(toys.wait_for_gate, key, desk, resumable=True) for key in ("a", "b")]
+    summary = ray_runner().run(stages, events.append)
+    assert [artifact.result for artifact in summary.artifacts.values()] == [{"found": ["partial.txt"]}] * 2
+    assert "waiting" not in {event.kind.value for event in events}
+    assert store.leases.holders() == {}
+
+
+def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(store: Store, desk: Path, launch: Launch) -> None:
+    keys = [f"{number}" for number in range(30)]
+    kills = 8
+    for kill in range(kills):
+        launcher = launch(",".join(keys), "add")
+        assert launcher.stdout is not None
+        for line in launcher.stdout:
+            if line.startswith("started") and int(line.split()[1]) % (kill + 2) == 1:
+                break
+        launcher.kill()
+        launcher.wait()
+    assert launch(",".join(keys), "add").wait(timeout=60) == 0
+    assert [store.get(toy(add, key, desk)).result for key in keys] == [{"value": 1}] * len(keys)  # type: ignore[union-attr]
+    counted = Counter(run["key"] for run in runs(desk))
+    assert counted.keys() == set(keys)
+    assert counted.total() <= len(keys) + kills, "a kill costs at most the stage that it hit"
+    assert list((store.root / "leases").iterdir()) == []
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from pipelines.engine import RayRunner, Store
+from tests.pipelines.engine import toys
+
+store, desk = Path(sys.argv[1]), Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+stages = [toys.toy(toys.wait_for_gate, f"{i}", desk, resumable=True) for i in range(3)]
+above = [toys.toy(toys.nothing, f"{i}", desk, inputs={"x": stage}) for i, stage in enumerate(stages)]
+retried = []
+
+def observe(event):
+    if event.kind == "started" and event.stage is stages[2] and not retried:
+        toys.wait_until(lambda: len(toys.runs(desk)) == 3)
+        cluster.remove_node(workers[0], allow_graceful=False)
+    if event.kind == "retrying":
+        (desk / "gate").touch()
+        retried.append(event.message)
+
+with RayRunner(Store(store), address=cluster.address, poll_s=0.05, backoff_s=0.01) as runner:
+    summary = runner.run(above, observe)
+print(summary.ok, len(summary.finished), len(retried), flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_three_nodes_that_loses_one_ends_with_every_stage(store: Store, desk: Path) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-c", CLUSTER, str(store.root), str(desk)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.stdout.splitlines()[-1:] == ["True 6 1"], done.stderr[-2000:]
+    assert Counter(run["key"] for run in runs(desk)).total() == 4
+    assert store.leases.holders() == {}
