@@ -1,5 +1,6 @@
 """The preprocess stage: every video of a study decoded once, on Ray Data, into memory-mapped patch rows."""
 
+import errno
 import hashlib
 import json
 import os
@@ -205,23 +206,25 @@ def _progress_writer(path: str | None) -> Progress:
 def _hash_files(media: Mapping[str, Media]) -> tuple[dict[str, str], dict[str, str]]:
     """Content digest of each file by id (a picture and a video of the same bytes differ), and the unreadable ones."""
 
-    def digest(item: Media) -> str | OSError:
+    digests: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+
+    def hash_file(media_id: str) -> None:
+        item = media[media_id]
         try:
+            if not item.path.is_file():  # a pipe or a device would never end
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(item.path))
             with item.path.open("rb") as file:
                 content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         except OSError as error:
-            return error
-        return f"{item.kind}-{content}"
+            unreadable[media_id] = f"UnreadableFile: {error.strerror}: {item.path}"
+        else:
+            digests[media_id] = f"{item.kind}-{content}"
 
     with ThreadPoolExecutor(max_workers=8) as threads:
-        outcomes = dict(zip(media, threads.map(digest, media.values()), strict=True))
-    digests = {media_id: value for media_id, value in outcomes.items() if isinstance(value, str)}
-    unreadable = {
-        media_id: f"UnreadableFile: {error.strerror}: {media[media_id].path}"
-        for media_id, error in outcomes.items()
-        if isinstance(error, OSError)
-    }
-    return digests, unreadable
+        for _ in threads.map(hash_file, media):
+            pass
+    return {media_id: digests[media_id] for media_id in media if media_id in digests}, unreadable
 
 
 def _decode_all(
@@ -237,7 +240,6 @@ def _decode_all(
         return
     import ray.data  # Ray reads its environment at import, and the runner that starts it sets that first
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     num_blocks = min(len(jobs), num_workers * BLOCKS_PER_WORKER)
     outcomes = ray.data.from_items(list(jobs), override_num_blocks=num_blocks).map_batches(
         DecodeActor,
@@ -246,6 +248,7 @@ def _decode_all(
         compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_blocks)),
         num_cpus=1,
     )
+    outcomes.context.enable_progress_bars = False
     for row in outcomes.iter_rows():
         yield from_json(json.loads(row["outcome"]))
 

@@ -5,6 +5,7 @@ Frames are (F, H, W, 3) uint8 RGB, already sampled and resized.
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def decode_video(path: Path, budget: FrameBudget) -> Decoded:
         with _ffmpeg_log() as log:
             decoded = _decode_with_decord(path, budget)
         complaint = _first_line(log.decode(errors="replace"))
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
+    except (DecodeError, decord.DECORDError, RuntimeError, IndexError) as error:
         complaint = _first_line(str(error))
     if not complaint:
         return decoded
@@ -89,27 +90,35 @@ def decode_image(path: Path, budget: FrameBudget) -> Decoded:
     """Read a picture as a video of one frame, sized by the budget's limits for pictures. Raises DecodeError."""
     try:
         with Image.open(path) as image:
-            frame = np.asarray(image.convert("RGB"))
+            frame = np.array(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise UnreadableFile(f"not a readable picture: {error}") from None
     size = image_size(frame.shape[0], frame.shape[1], budget)
-    return Decoded(_resize(frame[None], size), f"pillow {Image.__version__}", num_source_frames=1, source_fps=1.0)
+    return Decoded(resize(frame[None], size), f"pillow {Image.__version__}", num_source_frames=1, source_fps=1.0)
 
 
 def _decode_with_decord(path: Path, budget: FrameBudget) -> Decoded:
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    indices = sample_indices(len(reader), reader.get_avg_fps(), budget)
+    fps = float(reader.get_avg_fps())
+    if not fps > 0:
+        raise DamagedVideo("no frame rate")
+    indices = sample_indices(len(reader), fps, budget)
     first = reader.get_batch(indices[:1]).asnumpy()
     size = video_frame_size(first.shape[1], first.shape[2], len(indices), budget)
+    if first.shape[1:3] != size and "torch" not in sys.modules:
+        del reader  # its thread decodes ahead without bound: 0.4 GB of 720p while torch loads
+        import torch  # noqa: F401
+
+        return _decode_with_decord(path, budget)
     batch = max(1, BATCH_BYTES // first.nbytes)
-    frames = [_resize(first, size)]
+    frames = [resize(first, size)]
     for start in range(1, len(indices), batch):
-        frames.append(_resize(reader.get_batch(indices[start : start + batch]).asnumpy(), size))
+        frames.append(resize(reader.get_batch(indices[start : start + batch]).asnumpy(), size))
     return Decoded(
         np.concatenate(frames),
         f"decord {decord.__version__}",
         num_source_frames=len(reader),
-        source_fps=float(reader.get_avg_fps()),
+        source_fps=fps,
     )
 
 
@@ -155,18 +164,17 @@ def _pick(source: Iterable[av.VideoFrame], indices: np.ndarray, budget: FrameBud
         if number in wanted:
             pixels = frame.to_ndarray(format="rgb24")
             size = video_frame_size(pixels.shape[0], pixels.shape[1], len(indices), budget)
-            frames.append(_resize(pixels[None], size))
+            frames.append(resize(pixels[None], size))
         if number == indices[-1]:
             break
     return np.concatenate(frames)
 
 
-def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Antialiased bicubic in uint8, which is what the reference processors' torchvision call comes down to."""
     if frames.shape[1:3] == size:
         return frames
-    # Imported here because a worker whose frames have their size already need not spend 2 s and 200 MB on torch.
-    import torch
+    import torch  # here, because a worker whose frames have their size already need not spend 2 s and 200 MB on it
 
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)

@@ -50,9 +50,11 @@ def cache_folder(cache_dir: Path, budget: FrameBudget) -> Path:
 
 
 def read_cache(folder: Path) -> dict[str, Frames | Failure]:
-    """What the folder holds, by content digest. A line that a killed process left torn does not count."""
+    """What the folder holds, by content digest; not a line that a kill left torn, nor a shard that was deleted."""
     known: dict[str, Frames | Failure] = {}
     for path in sorted(folder.glob("*.jsonl")):
+        if not path.with_suffix(".npy").exists():
+            continue
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 entry = from_json(json.loads(line))
