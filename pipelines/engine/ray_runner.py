@@ -89,9 +89,10 @@ class RayRunner:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         local: dict[str, Any] = {}
         if self.address is None:
-            # Ray would otherwise leave a token file in the home directory and change how later clusters start.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            if not self.dashboard and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                # Ray turns token auth on by itself, and without this would leave a token file in the home directory,
+                # which changes how later clusters start. The dashboard needs that file: there a user types the token.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             local = {
                 "num_cpus": self.num_cpus,
                 "num_gpus": self.num_gpus,

@@ -1,5 +1,6 @@
 """One Ray for all engine tests, and runners over it; a store and a desk (where toys leave witnesses) per test."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -58,8 +59,11 @@ def launch(store: Store, desk: Path) -> Iterator[Launch]:
     def start(keys: str, stage: str, *, runner: str = "local", wait_for: str = "") -> "subprocess.Popen[str]":
         module = [sys.executable, "-m", "tests.pipelines.engine.launcher"]
         command = [*module, str(store.root), str(desk), keys, stage, runner, wait_for]
-        launchers.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-        return launchers[-1]
+        # As from a fresh shell: the Ray of this process has left its settings in the environment.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        launchers.append(launcher)
+        return launcher
 
     yield start
     for launcher in launchers:

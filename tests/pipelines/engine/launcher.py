@@ -1,5 +1,6 @@
 """A launcher for tests to kill: python -m tests.pipelines.engine.launcher STORE DESK KEYS STAGE RUNNER WAIT_FOR."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ def main(store: str, desk: str, keys: str, stage: str, runner: str, wait_for: st
     if wait_for:
         print("ready", flush=True)
         toys.wait_until((Path(desk) / wait_for).exists)
+    if runner == "ray, imported first":
+        importlib.import_module("ray")
     run = getattr(toys, stage)
     stages = [toys.toy(run, key, Path(desk), resumable=True) for key in keys.split(",")]
     there = Store(store, heartbeat_s=0.2)

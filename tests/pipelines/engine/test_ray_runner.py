@@ -134,8 +134,8 @@ def test_a_stage_that_no_interrupt_reaches_is_killed_after_the_grace_time(
 
 
 def test_a_signal_reaches_a_launcher_that_started_ray_itself(store: Store, desk: Path, launch: Launch) -> None:
-    # Ray puts its own handler of SIGTERM in place when it starts.
-    launcher = launch("a,b,c", "wait_for_gate", runner="ray")
+    # Ray puts its own handler of SIGTERM in place when it starts, and reads its auth settings when it is imported.
+    launcher = launch("a,b,c", "wait_for_gate", runner="ray, imported first")
     toys.wait_until(lambda: len(runs(desk)) == 2)
     launcher.terminate()
     out, _ = launcher.communicate(timeout=60)
