@@ -138,8 +138,9 @@ class CornerTime(PositionDesign):
     """Qwen2.5-VL (2502.13923): corner with t = s + floor(a f), a from seconds; next the largest + 1."""
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        last = torch.stack((cells.last_time().floor(), cells.rows - 1, cells.columns - 1)).amax(0)
-        return (cells.time().floor(), cells.y, cells.x), last + 1
+        # The product is rounded to float32 before the floor, as in transformers: 5 * 1.2 seconds is 6, not 5.99.
+        last = torch.stack((cells.last_time().float().floor().double(), cells.rows - 1, cells.columns - 1)).amax(0)
+        return (cells.time().float().floor().double(), cells.y, cells.x), last + 1
 
 
 @POSITIONS.register("diagonal")

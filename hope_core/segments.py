@@ -80,7 +80,10 @@ def find_blocks(
                 break
             index = used[kind]
             if index == len(grids[kind]):
-                raise ValueError(f"row {row}: {kind} block without a grid; {kind}_grid_thw has {index} rows")
+                raise ValueError(
+                    f"row {row}: {kind} block of {length} tokens; the grids before it are used up and {kind}_grid_thw "
+                    f"has {index} rows, so {left} tokens have no grid"
+                )
             frames, rows, columns = grids[kind][index]
             used[kind] += 1
             size = frames * rows * columns
