@@ -88,3 +88,21 @@ def tiny_inputs(family: str, *, frames: int = 7, left_pad: int = 0) -> dict[str,
 def kinds_of(input_ids: Tensor) -> Tensor:
     """mm_token_type_ids: 0 text, 1 image, 2 video."""
     return (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
+
+
+def grow(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
+    """The inputs with one more text token (B, 1) per row."""
+    columns = {"input_ids": new, "attention_mask": torch.ones_like(new), "mm_token_type_ids": torch.zeros_like(new)}
+    return inputs | {name: torch.cat((inputs[name], column), 1) for name, column in columns.items()}
+
+
+def assert_generates_as_without_cache(model: Any, inputs: dict[str, Tensor], steps: int = 4) -> None:
+    """Greedy generation with its cache gives the logits of whole forwards over the growing input."""
+    with torch.no_grad():
+        made = model.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        for step, logits in enumerate(made.logits):
+            torch.testing.assert_close(logits, model(**inputs).logits[:, -1], rtol=0, atol=1e-4, msg=f"step {step}")
+            inputs = grow(inputs, logits.argmax(-1, keepdim=True))
+    assert made.sequences.tolist() == inputs["input_ids"].tolist()
