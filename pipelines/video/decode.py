@@ -29,6 +29,9 @@ MIN_READABLE_SHARE = 0.9
 # decord holds a whole batch twice, so that the batch bounds a worker's memory: 8 frames of 720p.
 BATCH_BYTES = 24 * 2**20
 
+# ffmpeg says that it conceals damage at this level, and of sound files nothing.
+decord.logging.set_level(decord.logging.INFO)
+
 
 class DecodeError(Exception):
     """A file that gives no trustworthy frames; the message says why in one line."""
@@ -126,8 +129,8 @@ def _decode_with_pyav(path: Path, budget: FrameBudget) -> Decoded:
     """Two passes, the first to learn how many frames are sound: the sampler needs the number."""
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise NoVideoStream("no video stream in the file")
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                raise NoVideoStream("no video stream in the file that a decoder knows")
             stream = container.streams.video[0]
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             seconds = float((container.duration or 0) / av.time_base)
@@ -151,10 +154,17 @@ def _decode_with_pyav(path: Path, budget: FrameBudget) -> Decoded:
 
 
 def _strict_frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames before the first damage; where ffmpeg names it, it raises."""
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"err_detect": "explode"}
-    yield from container.decode(stream)
+    for packet in container.demux(stream):
+        if packet.is_corrupt:  # cut short by the end of the file
+            return
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                return
+            yield frame
 
 
 def _pick(source: Iterable[av.VideoFrame], indices: np.ndarray, budget: FrameBudget) -> np.ndarray:
@@ -198,5 +208,5 @@ def _ffmpeg_log() -> Iterator[bytearray]:
 
 
 def _first_line(text: str) -> str:
-    """The first line without decord's time and source position, which differ between equal failures."""
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text.strip().partition("\n")[0])[:200]
+    """The first line without times, source positions and addresses, which differ between equal failures."""
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: | @ 0x[0-9a-f]+", "", text.strip().partition("\n")[0])[:200]

@@ -25,7 +25,8 @@ def write_clip(
     options: dict[str, str] | None = None,
 ) -> Path:
     """Encode frames; `timestamps` (in 1/1000 s) make the frame rate variable."""
-    with av.open(str(path), "w") as container:
+    muxing = {"movflags": "faststart"} if path.suffix == ".mp4" else {}  # a cut file keeps its header
+    with av.open(str(path), "w", options=muxing) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {"crf": "18"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
