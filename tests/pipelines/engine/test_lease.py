@@ -25,6 +25,12 @@ def leases(tmp_path: Path) -> Leases:
     return Leases(folder, heartbeat_s=0.05)
 
 
+def seen(leases: Leases, fingerprint: str) -> Holder:
+    holder = leases.holder(fingerprint)
+    assert holder is not None
+    return holder
+
+
 def take_and_die(folder: Path, fingerprint: str) -> None:
     Leases(folder).acquire(fingerprint, this_owner())
     os.kill(os.getpid(), signal.SIGKILL)
@@ -89,23 +95,19 @@ def test_a_killed_holder_on_this_machine_is_dead_at_once(leases: Leases) -> None
     assert os.listdir(leases.folder) == []
 
 
-def test_a_killed_holder_that_nobody_reaped_is_dead(leases: Leases) -> None:
+def test_a_holder_that_ended_and_was_not_reaped_is_dead(leases: Leases) -> None:
     child = os.fork()
     if child == 0:
+        leases.acquire("f", this_owner())
         os._exit(0)
-    wait_until(lambda: is_dead(Holder("f", 1, replace(this_owner(), pid=child, process_start="1"), 0)))
+    wait_until(lambda: is_dead(seen(leases, "f")) if leases.holders() else False)
+    assert Path(f"/proc/{child}").exists()
     os.waitpid(child, 0)
 
 
 def test_another_process_with_the_pid_of_a_dead_holder_is_not_the_holder(leases: Leases) -> None:
     leases.acquire("f", replace(this_owner(), process_start="12"))
     assert leases.acquire("f", this_owner()).generation == 2
-
-
-def seen(leases: Leases, fingerprint: str) -> Holder:
-    holder = leases.holder(fingerprint)
-    assert holder is not None
-    return holder
 
 
 def test_a_held_lease_beats(leases: Leases) -> None:

@@ -82,7 +82,7 @@ def test_a_failure_is_not_retried_blocks_what_rests_on_it_and_nothing_else(
 ) -> None:
     bad = toy(fail, "bad", desk)
     above = toy(add, "above", desk, inputs={"x": bad})
-    top = toy(add, "top", desk, inputs={"x": above, "y": bad})
+    top = toy(add, "top", desk, inputs={"x": above})
     other = toy(add, "other", desk)
     told = Recorder()
     summary = make_runner().run([top, other], told)
@@ -136,6 +136,9 @@ def test_an_observer_that_raises_ends_the_run_with_its_exception_and_no_lease(
 def test_a_signal_ends_what_runs_as_interrupted_frees_the_leases_and_keeps_what_was_done(
     make_runner: MakeRunner, store: Store, desk: Path, kind: signal.Signals
 ) -> None:
+    def handler_of_the_caller(signum: int, frame: object) -> None:
+        raise AssertionError("the signal was for the runner")
+
     def interrupt_when_it_runs() -> None:
         toys.wait_until(lambda: runs(desk, "hanging"))
         os.kill(os.getpid(), kind)
@@ -145,16 +148,16 @@ def test_a_signal_ends_what_runs_as_interrupted_frees_the_leases_and_keeps_what_
     thread = threading.Thread(target=interrupt_when_it_runs)
     thread.start()
     told = Recorder()
-    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    previous = signal.signal(kind, handler_of_the_caller)
     summary = make_runner().run([done, above], told)
     thread.join()
+    assert signal.signal(kind, previous) is handler_of_the_caller
     assert summary.was_interrupted
     assert (summary.finished, summary.interrupted, summary.not_run) == ((done,), (hanging,), (above,))
     assert told.of("hanging")[-1] == "interrupted"
     assert not summary.ok
     assert store.leases.holders() == {}
     assert store.failures() == []
-    assert handlers == [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     (desk / "gate").touch()
     resumed = make_runner().run([above])
     assert resumed.artifacts[hanging.fingerprint].result == {"found": ["partial.txt"]}
@@ -237,6 +240,26 @@ def test_a_stage_of_a_killed_launcher_is_taken_over_and_goes_on_from_its_partial
     assert told.of("a") == ["planned", "started", "waiting", "started", "finished"]
     assert summary.artifacts[stage.fingerprint].result == {"found": ["partial.txt"]}
     assert nothing_is_left(store)
+
+
+@pytest.mark.parametrize("stage", ["wait_for_gate", "wait_for_gate_and_fail"])
+def test_a_launcher_whose_lease_was_taken_over_records_nothing_and_waits(
+    store: Store, desk: Path, launch: Launch, stage: str
+) -> None:
+    work = toy(getattr(toys, stage), "a", desk)
+    late = launch("a", stage)
+    toys.wait_until(lambda: runs(desk, "a"))
+    holder = store.leases.holder(work.fingerprint)
+    assert holder is not None
+    taken = store.leases.acquire(work.fingerprint, this_owner(), dead=frozenset({holder.token}))
+    (desk / "gate").touch()
+    assert late.stdout is not None
+    assert [next(late.stdout).split()[0] for _ in range(3)] == ["planned", "started", "waiting"]
+    assert store.get(work) is None
+    assert store.failure(work) is None
+    store.leases.discard(work.fingerprint, taken.owner.token)
+    assert [next(late.stdout).split()[0] for _ in range(2)] in (["started", "finished"], ["started", "failed"])
+    assert late.wait(timeout=60) == 0
 
 
 def test_a_stage_that_is_not_resumable_starts_from_an_empty_folder(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.engine import LocalRunner, Store, StoreError, plan
+from pipelines.engine.lease import this_owner
 from tests.pipelines.engine.conftest import ROOT
 from tests.pipelines.engine.toys import add, fail, nothing, toy
 
@@ -59,6 +60,26 @@ def test_a_failure_tells_config_traceback_log_and_time_and_goes_when_the_stage_s
     LocalRunner(store).run([replace(stage, run=nothing)])
     assert store.failure(stage) is None
     assert store.failures() == []
+
+
+def test_of_two_that_publish_one_stage_the_first_stays(store: Store, desk: Path) -> None:
+    stage = toy(add, "a", desk)
+    LocalRunner(store).run([stage])
+    first = store.get(stage)
+    record = store.record("add", stage.fingerprint)
+    assert record is not None
+    work = store.work_folder("add", stage.fingerprint, "late", resumable=False)
+    with store.leases.acquire(stage.fingerprint, this_owner()) as lease:
+        assert store.publish(replace(record, result={"value": -1}), work, lease) == first
+    assert store.get(stage) == first
+    assert not work.exists()
+
+
+def test_a_machine_that_does_not_see_the_store_says_so(store: Store) -> None:
+    with pytest.raises(StoreError, match="disk that all nodes share"):
+        store.require()
+    store.prepare()
+    store.require()
 
 
 def test_the_nearest_records_come_first(store: Store, desk: Path) -> None:

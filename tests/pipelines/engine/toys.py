@@ -90,6 +90,11 @@ def wait_for_gate(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: 
     return {"found": found}
 
 
+def wait_for_gate_and_fail(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    wait_for_gate(config, inputs, out_dir)
+    raise RuntimeError("no luck")
+
+
 def die_once(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
     """Take the worker process down at the first run, as a crash in a C library would."""
     found = sorted(path.name for path in out_dir.iterdir())
