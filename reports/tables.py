@@ -1,0 +1,235 @@
+"""Tables of a report: cells made once, then LaTeX and plain text. HTML and Markdown templates walk the same cells."""
+
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import pandas as pd
+
+from reports.results import StudyResults
+from reports.verdicts import BEYOND, headline_rule, joined_contexts, judge
+
+RULE_TITLES = {
+    "published": "As published",
+    "equal": "At equal scale",
+    "searched": "Scale searched on validation questions",
+}
+RULE_PHRASES = {
+    "published": "at its published scale",
+    "equal": "at equal scale",
+    "searched": "at its searched scale",
+}
+MARKS = {"better": "▲", "worse": "▼", "cannot tell": "○"}
+# The interval of this comparison alone leaves zero out, the corrected p value does not.
+ALONE_MARKS = {"better": "△", "worse": "▽"}
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """Numbers are in per cent (accuracy) or points (difference), as text; empty text means no such number."""
+
+    accuracy: str
+    interval: str
+    difference: str
+    difference_interval: str
+    mark: str
+    verdict: str
+    note: str
+    best: bool
+    anchor: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    variant: str
+    label: str
+    baseline: bool
+    scales: str
+    cells: list[TableCell | None]
+
+
+@dataclass(frozen=True)
+class AccuracyTable:
+    """One benchmark at one scale rule: variants down, contexts across, the joined contexts last."""
+
+    benchmark: str
+    title: str
+    scale_rule: str
+    rule_title: str
+    heads: list[tuple[str, str]]
+    rows: list[TableRow]
+    caption: str
+
+
+def percent(value: float) -> str:
+    return "" if isnan(value) else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A signed difference with a true minus sign."""
+    return "" if isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def scale_text(values: pd.Series) -> str:
+    found = sorted(set(values.dropna()))
+    return ", ".join(f"{value:g}" for value in found) if found else "none"
+
+
+def label_of(results: StudyResults, variant: str) -> str:
+    return str(results.variant(variant).get("label") or variant)
+
+
+def accuracy_tables(results: StudyResults, grid: pd.DataFrame) -> list[AccuracyTable]:
+    return [
+        accuracy_table(results, grid, benchmark, scale_rule)
+        for benchmark in results.benchmarks
+        for scale_rule in results.scale_rules
+    ]
+
+
+def accuracy_table(results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str) -> AccuracyTable:
+    rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule)]
+    record = results.record["benchmarks"][benchmark]
+    contexts = results.contexts(benchmark)
+    by_place = {(row.variant, row.context): row for row in rows.itertuples()}
+    best = rows.groupby("context").accuracy.max().to_dict()
+    heads = [
+        (f"{results.multiple(benchmark, context):g}×", f"{context} {record['context_unit']}") for context in contexts
+    ]
+    heads.append(("beyond 1×" if len(joined_contexts(results, benchmark)) < len(contexts) else "all", "mean"))
+    variants = [name for name in results.variants if any(cell[0] == name for cell in by_place)]
+    table_rows = [
+        TableRow(
+            variant,
+            label_of(results, variant),
+            variant == results.baseline,
+            scales_of(results, benchmark, scale_rule, variant),
+            [table_cell(by_place.get((variant, context)), best) for context in [*contexts, BEYOND]],
+        )
+        for variant in variants
+    ]
+    return AccuracyTable(
+        benchmark,
+        record["title"],
+        scale_rule,
+        RULE_TITLES.get(scale_rule, scale_rule),
+        heads,
+        table_rows,
+        caption(results, rows, record["title"]),
+    )
+
+
+def scales_of(results: StudyResults, benchmark: str, scale_rule: str, variant: str) -> str:
+    """The scales that the trials were run at under this rule, e.g. "0.5, 0.75"."""
+    cells = results.cells
+    if not results.variant(variant)["scalable"]:
+        return "none"
+    return scale_text(
+        cells[(cells.benchmark == benchmark) & (cells.scale_rule == scale_rule) & (cells.variant == variant)].scale
+    )
+
+
+def caption(results: StudyResults, rows: pd.DataFrame, title: str) -> str:
+    single = rows[rows.context != BEYOND]
+    seeds, questions = sorted(set(single.seeds)), sorted(set(single.questions))
+    videos = sorted(set(single.videos))
+    return (
+        f"{title}: accuracy in per cent with its 95 % interval over questions, videos and seeds, and below it the "
+        f"difference to {label_of(results, results.baseline)} in points. {spread(questions)} questions on "
+        f"{spread(videos)} videos a cell and seed; {spread(seeds)} seeds."
+    )
+
+
+def spread(values: list[int]) -> str:
+    return "no" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def table_cell(row: Any, best: dict[str, float]) -> TableCell | None:
+    if row is None:
+        return None
+    mark = MARKS.get(row.verdict, "")
+    note = ""
+    alone = row.verdict == "cannot tell" and row.difference_num_seeds >= 2 and row.p_value <= 0.05
+    if row.verdict and row.difference_num_seeds == 0:
+        note = "no seed in common with the baseline"
+    elif row.verdict and row.difference_num_seeds == 1:
+        note = "one seed: cannot tell beyond this seed"
+    elif alone:
+        mark = ALONE_MARKS["better" if row.difference_value > 0 else "worse"]
+        note = "alone its interval leaves out zero, after correction over the grid it does not"
+    return TableCell(
+        accuracy=percent(row.accuracy),
+        interval=f"{100 * row.low:.0f}–{100 * row.high:.0f}",
+        difference=points(row.difference_value),
+        difference_interval=""
+        if isnan(row.difference_value)
+        else f"{points(row.difference_low)} to {points(row.difference_high)}",
+        mark=mark,
+        verdict=row.verdict,
+        note=note,
+        best=row.accuracy == best[row.context],
+        anchor=f"cells-{row.benchmark}-{row.variant}",
+    )
+
+
+def latex(table: AccuracyTable) -> str:
+    """A booktabs table; needs the packages booktabs and amssymb."""
+    marks = {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "○": r"$\circ$"}
+    marks |= {"△": r"$\vartriangle$", "▽": r"$\triangledown$"}
+    heads = " & ".join(["Variant", "Scale", *(tex(first.replace("×", "x")) for first, _ in table.heads)])
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{tex(table.rule_title)}. {tex(table.caption)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(table.heads)}}}",
+        r"\toprule",
+        rf"{heads} \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        upper, lower = [tex(row.label), tex(row.scales)], ["", ""]
+        for cell in row.cells:
+            if cell is None:
+                upper.append("--")
+                lower.append("")
+                continue
+            value = rf"\textbf{{{cell.accuracy}}}" if cell.best else cell.accuracy
+            upper.append(f"{value} {marks.get(cell.mark, '')}".rstrip())
+            shift = rf" {cell.difference}".replace("−", "$-$") if cell.difference else ""
+            lower.append(rf"{{\scriptsize [{cell.interval.replace('–', ', ')}]{shift}}}")
+        lines += [" & ".join(upper) + r" \\", " & ".join(lower) + r" \\"]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$"}
+    special |= {char: f"\\{char}" for char in "&%$#_{}"}
+    return "".join(special.get(char, char) for char in text)
+
+
+def summary_table(results: StudyResults, grid: pd.DataFrame | None = None) -> str:
+    """Plain text for the terminal: variant x context at the headline scale rule, one block per benchmark."""
+    rule = headline_rule(results)
+    grid = judge(results) if grid is None else grid
+    blocks = []
+    for benchmark in results.benchmarks:
+        table = accuracy_table(results, grid, benchmark, rule)
+        rows = [["variant", "scale", *(f"{first} ({second})" for first, second in table.heads)]]
+        for row in table.rows:
+            name = f"{row.variant} (baseline)" if row.baseline else row.variant
+            rows.append([name, row.scales, *(plain_cell(cell) for cell in row.cells)])
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        blocks.append("\n".join([f"{table.title}, {table.rule_title.lower()}", *lines]))
+    legend = (
+        f"Accuracy in per cent [95 % interval] and difference to {results.baseline} in points: "
+        "▲ better, ▼ worse, ○ cannot tell (Holm over the grid)."
+    )
+    return "\n\n".join([*blocks, legend])
+
+
+def plain_cell(cell: TableCell | None) -> str:
+    if cell is None:
+        return "-"
+    shift = f" {cell.difference} {MARKS[cell.verdict]}" if cell.difference else ""
+    return f"{cell.accuracy} [{cell.interval}]{shift}"

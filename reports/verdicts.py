@@ -1,0 +1,161 @@
+"""The grid of a study's verdicts: one row per benchmark, scale rule, context and variant."""
+
+from dataclasses import asdict, dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.results import StudyResults
+from reports.statistics import Column, Estimate, contrast, holm, mean_estimates, verdict
+
+# Scale rules in the order in which a report shows them; a variant without a scale has cells of the first only.
+DEFAULT_RULE = "published"
+# The column of a table that joins the contexts beyond the training length, or all when none is.
+BEYOND = "beyond"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One column's answers with the names of its axes. left_out counts questions that not every trial answered."""
+
+    column: Column
+    variants: list[str]
+    seeds: list[int]
+    left_out: int
+
+    def weights(self, **by_variant: float) -> list[float]:
+        return [by_variant.get(variant, 0.0) for variant in self.variants]
+
+
+def questions_under(results: StudyResults, benchmark: str, scale_rule: str) -> pd.DataFrame:
+    """Questions of one benchmark at one scale rule; variants without a scale bring their only cells."""
+    asked = results.questions[results.questions.benchmark == benchmark]
+    fixed = [variant["name"] for variant in results.record["variants"] if not variant["scalable"]]
+    of_rule = asked.scale_rule == scale_rule
+    return asked[
+        (of_rule & ~asked.variant.isin(fixed)) | ((asked.scale_rule == DEFAULT_RULE) & asked.variant.isin(fixed))
+    ]
+
+
+def joined_contexts(results: StudyResults, benchmark: str) -> list[str]:
+    """The contexts longer than the training length; all of them when none is."""
+    contexts = results.contexts(benchmark)
+    return [context for context in contexts if results.multiple(benchmark, context) > 1] or contexts
+
+
+def ask(results: StudyResults, questions: pd.DataFrame, contexts: list[str]) -> Asked:
+    """Arrange the answers at the given contexts as (K, S, Q), variants in the study's order.
+
+    A trial counts when all of these contexts are finished; a question counts when every such trial answered it.
+    """
+    here = questions[questions.context.isin(contexts)]
+    finished = here.groupby(["variant", "seed"]).context.nunique()
+    whole = finished[finished == len(contexts)].index
+    answers = here.assign(correct=here.correct.astype(float)).pivot(
+        index=["variant", "seed"], columns=["context", "id"], values="correct"
+    )
+    answers = answers.loc[answers.index.isin(whole)]
+    complete = answers.dropna(axis=1)
+    variants = [name for name in results.variants if name in complete.index.get_level_values("variant")]
+    seeds = sorted(set(complete.index.get_level_values("seed")))
+    correct = np.full((len(variants), len(seeds), complete.shape[1]), nan)
+    for (variant, seed), row in zip(complete.index, complete.to_numpy(), strict=True):
+        correct[variants.index(variant), seeds.index(seed)] = row
+    video_of = here.drop_duplicates(["context", "id"]).set_index(["context", "id"]).video
+    videos = video_of.loc[complete.columns].to_numpy(dtype=object)
+    return Asked(Column(correct, videos), variants, seeds, answers.shape[1] - complete.shape[1])
+
+
+def judge(results: StudyResults) -> pd.DataFrame:
+    """Accuracy with interval, difference to the baseline and verdict for every table cell of the study.
+
+    Holm's correction runs over every comparison of the report at once: benchmarks, scale rules, contexts and variants.
+    Rows that repeat another rule's comparison (neither the variant nor the baseline has a scale) count once.
+    """
+    rows: list[dict[str, Any]] = []
+    for benchmark in results.benchmarks:
+        columns = {context: [context] for context in results.contexts(benchmark)}
+        columns[BEYOND] = joined_contexts(results, benchmark)
+        for scale_rule in results.scale_rules:
+            questions = questions_under(results, benchmark, scale_rule)
+            for context, contexts in columns.items():
+                asked = ask(results, questions, contexts)
+                if asked.variants:
+                    rows += judge_column(results, benchmark, scale_rule, context, asked)
+    return correct_over_grid(pd.DataFrame(rows))
+
+
+def judge_column(
+    results: StudyResults, benchmark: str, scale_rule: str, context: str, asked: Asked
+) -> list[dict[str, Any]]:
+    scalable = {variant["name"]: variant["scalable"] for variant in results.record["variants"]}
+    rows = []
+    for variant, mean in zip(asked.variants, mean_estimates(asked.column), strict=True):
+        difference = None
+        if variant != results.baseline and results.baseline in asked.variants:
+            difference = contrast(asked.column, asked.weights(**{variant: 1.0, results.baseline: -1.0}))
+        rows.append(
+            {
+                "benchmark": benchmark,
+                "scale_rule": scale_rule,
+                "context": context,
+                "variant": variant,
+                "accuracy": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "seeds": mean.num_seeds,
+                "questions": len(asked.column.videos),
+                "videos": asked.column.num_videos,
+                "left_out": asked.left_out,
+                "repeats": scale_rule != DEFAULT_RULE
+                and not scalable[variant]
+                and not scalable[results.baseline]
+                and DEFAULT_RULE in results.scale_rules,
+                **difference_fields(difference),
+            }
+        )
+    return rows
+
+
+def difference_fields(difference: Estimate | None) -> dict[str, Any]:
+    names = ("value", "low", "high", "standard_error", "degrees_of_freedom", "p_value", "num_seeds")
+    values = asdict(difference) if difference else dict.fromkeys(names, nan)
+    return {f"difference_{name}" if name != "p_value" else "p_value": values[name] for name in names}
+
+
+def correct_over_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add p_holm and verdict; repeated comparisons take both, and the interval, from the row that they repeat."""
+    key = ["benchmark", "context", "variant"]
+    copied = [name for name in rows.columns if name.startswith("difference_")] + ["p_value"]
+    original = rows[rows.scale_rule == DEFAULT_RULE].set_index(key)
+    for place in rows.index[rows.repeats & rows.p_value.notna()]:
+        rows.loc[place, copied] = original.loc[tuple(rows.loc[place, key]), copied]
+    counted = ~rows.repeats
+    rows.loc[counted, "p_holm"] = holm(list(rows.p_value[counted]))
+    adjusted = rows[counted & (rows.scale_rule == DEFAULT_RULE)].set_index(key).p_holm
+    for place in rows.index[rows.repeats]:
+        rows.loc[place, "p_holm"] = adjusted.loc[tuple(rows.loc[place, key])]
+    rows["verdict"] = [
+        verdict(estimate_of(row), row.p_holm) if row.difference_value == row.difference_value else ""
+        for row in rows.itertuples()
+    ]
+    return rows
+
+
+def estimate_of(row: Any) -> Estimate:
+    return Estimate(
+        row.difference_value,
+        row.difference_low,
+        row.difference_high,
+        row.difference_standard_error,
+        row.difference_degrees_of_freedom,
+        row.p_value,
+        int(row.difference_num_seeds),
+    )
+
+
+def headline_rule(results: StudyResults) -> str:
+    """The scale rule that the verdict sentence speaks of: each variant at its best validated scale, if there is one."""
+    return "searched" if "searched" in results.scale_rules else results.scale_rules[0]

@@ -1,0 +1,307 @@
+"""Real MLflow stores on SQLite, filled with simulated studies whose effects are known."""
+
+import json
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+STARTED_MS = 1_760_000_000_000
+TRAIN_LENGTH = 16
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+KINDS = ("retrieval", "order")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One simulated variant; effect is its gain over the baseline at the longest context, in accuracy."""
+
+    name: str
+    positions: str = "diagonal"
+    frequencies: str = "temporal_low"
+    scaling: str = "none"
+    published_scale: float | None = None
+    effect: float = 0.0
+
+    @property
+    def scalable(self) -> bool:
+        return self.published_scale is not None
+
+    def record(self) -> dict[str, Any]:
+        axes = {"contiguous": [0] * 8 + [1] * 12 + [2] * 12, "temporal_zero": [1, 2] * 12 + [-1] * 8}
+        return {
+            "name": self.name,
+            "label": self.name.replace("_", "-"),
+            "positions": self.positions,
+            "frequencies": self.frequencies,
+            "scaling": self.scaling,
+            "published_scale": self.published_scale,
+            "scalable": self.scalable,
+            "slot_axes": axes.get(self.frequencies, [1, 2] * 12 + [0] * 8),
+        }
+
+
+QUICKSTART = (
+    Variant("vanilla", "sequential", "one_axis", "none", effect=-0.05),
+    Variant("m_rope", "corner", "contiguous", "none"),
+    Variant("videorope", "diagonal", "temporal_low", "fixed 2.0", 2.0, effect=0.1),
+    Variant("hope", "diagonal", "temporal_zero", "dynamic", 1.0, effect=0.3),
+    Variant("low_dynamic", "diagonal", "temporal_low", "dynamic", 1.0, effect=0.3),
+    Variant("zero_fixed2", "diagonal", "temporal_zero", "fixed 2.0", 2.0, effect=0.1),
+)
+PAIR = (QUICKSTART[1], QUICKSTART[3])
+
+
+@dataclass(frozen=True)
+class Design:
+    """What to simulate. failed holds (variant, seed, benchmark, context, scale rule) of cells that fail."""
+
+    name: str = "simulated"
+    question: str = "Does zeroing the temporal frequencies help on long video?"
+    variants: tuple[Variant, ...] = PAIR
+    baseline: str = "m_rope"
+    seeds: tuple[int, ...] = (0, 1)
+    benchmarks: tuple[str, ...] = ("v_niah",)
+    contexts: tuple[int, ...] = (16, 64)
+    scale_rules: tuple[str, ...] = ("published", "searched")
+    videos: int = 4
+    questions: int = 20
+    seed_sd: float = 0.02
+    steps: int = 20
+    rng_seed: int = 0
+    failed: frozenset[tuple[str, int, str, int, str]] = frozenset()
+    cell_tags: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
+    answer: str = "7"
+    error: str = "ValueError: no frame could be decoded"
+    started_ms: int = STARTED_MS
+
+
+@dataclass
+class Run:
+    """One run to be written: children name their parent by its place in the list."""
+
+    name: str
+    tags: dict[str, str]
+    parent: int | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: list[tuple[str, float, int]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    status: str = "FINISHED"
+
+
+def write_study(root: Path, design: Design | None = None) -> str:
+    """Write one simulated study under root with the MLflow client and return the tracking URI."""
+    design = design or Design()
+    uri, experiment_id = open_store(root, design.name)
+    client = MlflowClient(uri)
+    run_ids: list[str] = []
+    for place, run in enumerate(simulate(design)):
+        tags = dict(run.tags)
+        if run.parent is not None:
+            tags["mlflow.parentRunId"] = run_ids[run.parent]
+        started = design.started_ms + 1000 * place
+        run_id = client.create_run(experiment_id, start_time=started, tags=tags, run_name=run.name).info.run_id
+        run_ids.append(run_id)
+        client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, started, step) for key, value, step in run.metrics],
+            params=[Param(key, value) for key, value in run.params.items()],
+        )
+        for path, text in run.files.items():
+            file = root / "staging" / run_id / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
+        client.set_terminated(run_id, run.status, end_time=started + 900)
+    return uri
+
+
+def open_store(root: Path, experiment: str) -> tuple[str, str]:
+    """Create (or find) the SQLite store under root and the experiment; return the URI and the experiment id."""
+    uri = f"sqlite:///{root}/mlflow.db"
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found:
+        return uri, found.experiment_id
+    return uri, client.create_experiment(experiment, artifact_location=(root / "artifacts").as_uri())
+
+
+def tag_cells(uri: str, experiment: str, filter_string: str, **tags: str) -> None:
+    """Overwrite tags of the cells that match, as a second engine with other settings would have written them."""
+    client = MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    for run in client.search_runs([experiment_id], f"tags.kind = 'cell' and {filter_string}"):
+        client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def simulate(design: Design) -> list[Run]:
+    """The study's runs, parents before children."""
+    rng = np.random.default_rng(design.rng_seed)
+    of_video = np.arange(design.questions) % design.videos
+    difficulty = {
+        column: rng.normal(0, 0.05, design.videos)[of_video] + rng.normal(0, 0.1, design.questions)
+        for column in product(design.benchmarks, design.contexts)
+    }
+    runs = [study_run(design)]
+    for variant, seed in product(design.variants, design.seeds):
+        runs += trial_runs(design, variant, seed, difficulty, rng, place=len(runs))
+    return runs
+
+
+def study_run(design: Design) -> Run:
+    cells = len(design.variants) * len(design.seeds) * len(design.benchmarks) * len(design.contexts)
+    benchmark = {
+        "context_unit": "frames",
+        "train_length": TRAIN_LENGTH,
+        "scorer": "argmax@1",
+        "budget": {"fps": 2.0, "max_frames": 1024, "decoder": "decord 0.6.0"},
+        "question_set": "a1b2c3",
+        "chance": 0.1,
+        "question_kinds": list(KINDS),
+    }
+    study = {
+        "name": design.name,
+        "question": design.question,
+        "baseline": design.baseline,
+        "description": "Simulated for the tests.",
+        "variants": [variant.record() for variant in design.variants],
+        "seeds": list(design.seeds),
+        "benchmarks": {name: {"title": name.replace("_", "-").upper(), **benchmark} for name in design.benchmarks},
+        "scale_rules": list(design.scale_rules),
+        "contexts": list(design.contexts),
+        "data": {"train_videos": 24, "test_videos": design.videos, "quarantined": 0},
+    }
+    tags = {
+        "kind": "study",
+        "study": design.name,
+        "question": design.question,
+        "baseline": design.baseline,
+        "command": f"hope run study={design.name}",
+        "expected_cells": str(cells * len(design.scale_rules)),
+    }
+    files = {"study.json": json.dumps(study), "config.yaml": f"study: {design.name}\nseeds: {list(design.seeds)}\n"}
+    return Run(design.name, tags, files=files)
+
+
+def trial_runs(
+    design: Design,
+    variant: Variant,
+    seed: int,
+    difficulty: dict[tuple[str, int], np.ndarray],
+    rng: np.random.Generator,
+    place: int,
+) -> list[Run]:
+    """A trial and its cells. Variants without a scale have cells of the published rule only."""
+    trial_id = f"{variant.name}-s{seed}"
+    shared = {
+        "study": design.name,
+        "variant": variant.name,
+        "layout": variant.positions,
+        "allocation": variant.frequencies,
+        "scaling": variant.scaling,
+        "seed": str(seed),
+        "trial": trial_id,
+    }
+    luck = rng.normal(0, design.seed_sd)
+    steps = range(0, design.steps, 5)
+    curve = [("train/loss", 2.3 * np.exp(-step / 8) + 0.02, step) for step in steps]
+    curve += [("train/accuracy", 1 - 0.9 * np.exp(-step / 8), step) for step in steps]
+    trial = Run(
+        f"{variant.name} seed {seed}",
+        {"kind": "trial", "model": "tiny", "recipe": "tiny_cpu", **shared},
+        parent=0,
+        params={"recipe.lr": "0.001", "recipe.steps": str(design.steps)},
+        metrics=[*curve, ("duration_s", 16.5, 0), ("cached", float(seed == 1), 0)],
+    )
+    cells = []
+    for benchmark, rule in product(design.benchmarks, design.scale_rules if variant.scalable else ["published"]):
+        scale = {"published": variant.published_scale, "equal": 1.0, "searched": 0.5}[rule]
+        lines: list[str] = []
+        for context in design.contexts:
+            reach = design.contexts.index(context) / max(1, len(design.contexts) - 1)
+            gain = 0.1 if rule == "searched" else 0.0
+            chance = 0.9 - 0.6 * reach + (variant.effect + gain) * reach + luck * reach + difficulty[benchmark, context]
+            correct = rng.random(design.questions) < chance
+            cell_run, asked = cell(design, shared, (benchmark, context, rule), scale, correct)
+            cells.append(Run(**{**cell_run.__dict__, "parent": place}))
+            lines += asked
+        trial.files[f"questions/{benchmark}/{rule}.jsonl"] = "".join(lines)
+    if variant.scalable:
+        trial.files["scale_search.json"] = json.dumps(scale_search(rng))
+    return [trial, *cells]
+
+
+def cell(
+    design: Design, shared: dict[str, str], key: tuple[str, int, str], scale: float | None, correct: np.ndarray
+) -> tuple[Run, list[str]]:
+    """One cell and its question lines; a failed cell stops after a third of them."""
+    benchmark, context, rule = key
+    failed = (shared["variant"], int(shared["seed"]), *key) in design.failed
+    correct = correct[: len(correct) // 3] if failed else correct
+    kinds = [KINDS[place % len(KINDS)] for place in range(len(correct))]
+    tags = {
+        "kind": "cell",
+        **shared,
+        "benchmark": benchmark,
+        "context": str(context),
+        "scale_rule": rule,
+        "budget": "b0d6e7",
+        "question_set": "a1b2c3",
+        "scorer": "argmax@1",
+        "command": f"hope run study={design.name} cell={shared['trial']}/{benchmark}/{context}/{rule}",
+        "fingerprint": f"f-{shared['trial']}-{benchmark}-{context}-{rule}",
+        **design.cell_tags.get((shared["variant"], context), {}),
+    }
+    metrics = [("questions", float(len(correct)), 0), ("errors", 0.0, 0), ("unparsed", 0.0, 0), ("duration_s", 1.5, 0)]
+    if failed:
+        tags["error"] = design.error
+    else:
+        metrics.append(("accuracy", float(correct.mean()), 0))
+    name = f"{shared['variant']} s{shared['seed']} {benchmark} {context // TRAIN_LENGTH}x {rule}"
+    params = {} if scale is None else {"scale": str(scale)}
+    run = Run(name, tags, params=params, metrics=metrics, status="FAILED" if failed else "FINISHED")
+    lines = [
+        json.dumps(
+            {
+                "id": f"{benchmark}-{context}-{place}",
+                "benchmark": benchmark,
+                "video": f"clip{place % design.videos}.mp4",
+                "kind": kinds[place],
+                "context": context,
+                "multiple": f"{context // TRAIN_LENGTH}x",
+                "depth": DEPTHS[place % len(DEPTHS)],
+                "prediction": design.answer if right else "x",
+                "answer": design.answer,
+                "correct": bool(right),
+                "scale": scale,
+                "error": None,
+                "seed": int(shared["seed"]),
+                "variant": shared["variant"],
+            }
+        )
+        + "\n"
+        for place, right in enumerate(correct)
+    ]
+    return run, lines
+
+
+def scale_search(rng: np.random.Generator) -> dict[str, Any]:
+    points = []
+    for scale, accuracy in zip((0.25, 0.5, 1.0, 2.0), 0.8 - rng.uniform(0, 0.3, 4), strict=True):
+        correct = round(40 * accuracy)
+        points.append(
+            {
+                "scale": scale,
+                "accuracy": correct / 40,
+                "questions": 40,
+                "correct": correct,
+                "state": "pruned" if scale == 2.0 else "complete",
+                "per_kind": {"retrieval": min(1.0, correct / 38), "order": max(0.0, correct / 44)},
+                "per_context": {"64": correct / 40},
+            }
+        )
+    return {"chosen": 0.5, "objective": "mean accuracy on validation questions", "points": points}
