@@ -1,0 +1,239 @@
+"""The command line: `hope`, also `python -m experiments`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+OVERRIDES_HELP = "study=NAME and any group=choice or key=value, as in: study=quickstart recipe.steps=300"
+EXIT_CODES = "exit codes: 0 done, 1 some cells failed (all others are done), 2 bad config or usage, 130 interrupted"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. A user's mistake is one line on stderr and exit code 2."""
+    args = build_parser().parse_args(argv)
+    quiet_libraries()
+    try:
+        run: Callable[[argparse.Namespace], int] = args.prepare(args)
+    except ValueError as error:
+        print(f"hope: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return run(args)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hope",
+        description="Ablation experiments on multimodal RoPE variants for long video: plan, run, verdict.",
+        epilog=f"start with: hope run study=smoke\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str,
+        help_line: str,
+        prepare: Callable[[argparse.Namespace], Callable[[argparse.Namespace], int]],
+        *examples: str,
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help_line,
+            description=help_line[0].upper() + help_line[1:] + ".",
+            epilog="\n".join(["examples:", *(f"  hope {name} {line}".rstrip() for line in examples), "", EXIT_CODES]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(prepare=prepare)
+        return sub
+
+    def takes_study(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
+        return sub
+
+    run = takes_study(
+        command(
+            "run",
+            "plan a study, run what is missing, report",
+            prepare_run,
+            "study=quickstart",
+            "study=smoke store=/data/hope tracking_uri=http://127.0.0.1:5000",
+            "study=quickstart study.seeds=[0] recipe.steps=300",
+            "study=quickstart --only 'hope-s0*'",
+        )
+    )
+    run.add_argument("--only", metavar="PATTERN", help="run only the trials or cells whose id matches, * for anything")
+    takes_study(
+        command("plan", "show the cells, what is cached and the expected cost", prepare_plan, "study=quickstart")
+    )
+    explain = takes_study(
+        command(
+            "explain",
+            "say why a cell would run: the fields that differ from what is stored",
+            prepare_explain,
+            "study=quickstart recipe.lr=0.002 --cell hope-s0/v_niah/64/searched",
+        )
+    )
+    explain.add_argument("--cell", required=True, metavar="ID", help="TRIAL/BENCHMARK/FRAMES/RULE, or a pattern with *")
+    takes_study(
+        command(
+            "status",
+            "show what is done, running and failed, each failure with its cause",
+            prepare_status,
+            "study=quickstart",
+        )
+    )
+    takes_study(command("report", "build the report again from MLflow alone", prepare_report, "study=quickstart"))
+    variants = command("variants", "list the registered variants", prepare_variants, "", "--json")
+    variants.add_argument("--json", action="store_true", help="as JSON, with every part")
+    theory = command(
+        "theory", "tables and figures of semantic preference", prepare_theory, "m_rope videorope hope --out theory"
+    )
+    theory.add_argument("variants", nargs="*", default=["m_rope", "videorope", "hope", "hope_x"], metavar="VARIANT")
+    theory.add_argument("--out", type=Path, default=Path("outputs/theory"), metavar="FOLDER")
+    ui = command(
+        "ui",
+        "serve the MLflow dashboard of a store on the loopback interface",
+        prepare_ui,
+        "",
+        "store=/data/hope --port 5001",
+    )
+    ui.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store that a study was run with")
+    ui.add_argument("--port", type=int, default=5000)
+    doctor = command(
+        "doctor", "show what works on this machine and what would be used", prepare_doctor, "", "store=/data/hope"
+    )
+    doctor.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store to look at")
+    return parser
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and telemetry of libraries out of the way of ours."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def prepare_run(args: argparse.Namespace) -> Command:
+    from rich.console import Console
+
+    from experiments.study import open_study, run_study
+
+    study = open_study(args.overrides, only=args.only)
+    return lambda _: run_study(study, Console())
+
+
+def prepare_plan(args: argparse.Namespace) -> Command:
+    from rich.console import Console
+
+    from experiments.study import open_study, print_plan
+
+    study = open_study(args.overrides)
+
+    def plan(_: argparse.Namespace) -> int:
+        print_plan(study, Console())
+        return 0
+
+    return plan
+
+
+def prepare_explain(args: argparse.Namespace) -> Command:
+    from experiments.study import open_study, print_explanation
+
+    study = open_study(args.overrides, only=args.cell)
+
+    def explain(_: argparse.Namespace) -> int:
+        print_explanation(study)
+        return 0
+
+    return explain
+
+
+def prepare_status(args: argparse.Namespace) -> Command:
+    from rich.console import Console
+
+    from experiments.study import open_study, print_status
+
+    study = open_study(args.overrides)
+    return lambda _: print_status(study, Console())
+
+
+def prepare_report(args: argparse.Namespace) -> Command:
+    from rich.console import Console
+
+    from experiments.study import make_report, open_study
+
+    study = open_study(args.overrides)
+
+    from reports.results import load_study
+
+    load_study(study.config.tracking, study.config.study.name)
+
+    def report(_: argparse.Namespace) -> int:
+        make_report(study, Console())
+        return 0
+
+    return report
+
+
+def prepare_variants(args: argparse.Namespace) -> Command:
+    from hope_core import get_variant, list_variants
+
+    def show(_: argparse.Namespace) -> int:
+        known = [get_variant(name) for name in list_variants()]
+        if args.json:
+            print(json.dumps([variant.to_dict() for variant in known], indent=1))
+            return 0
+        rows = [("variant", "positions", "frequencies", "scaling")]
+        rows += [(v.name, v.positions.kind, v.frequencies.kind, v.scaling.kind) for v in known]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return 0
+
+    return show
+
+
+def prepare_theory(args: argparse.Namespace) -> Command:
+    from experiments.theory import run
+    from hope_core import get_variant
+
+    for name in args.variants:
+        get_variant(name)
+
+    def theory(_: argparse.Namespace) -> int:
+        run(args.variants, args.out)
+        return 0
+
+    return theory
+
+
+def prepare_ui(args: argparse.Namespace) -> Command:
+    from experiments.doctor import output_folder, serve_ui
+
+    store = output_folder(args.overrides)
+    if not (store / "mlflow.db").is_file():
+        raise ValueError(
+            f"store {str(store)!r} has no mlflow.db; run a study first, or name its store: hope ui store=..."
+        )
+    return lambda _: serve_ui(store, args.port)
+
+
+def prepare_doctor(args: argparse.Namespace) -> Command:
+    from experiments.doctor import output_folder, print_health
+
+    store = output_folder(args.overrides)
+    return lambda _: print_health(store)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""`hope doctor` and `hope ui`: what this machine has, what would be used, and the dashboard of a store."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines.engine import Store, StoreError
+
+
+def output_folder(overrides: Sequence[str]) -> Path:
+    """The store named by `store=FOLDER`, else the default one."""
+    for override in overrides:
+        if not override.startswith("store="):
+            raise ValueError(f"{override!r} is not understood here; only store=FOLDER is")
+    return Path(overrides[-1].removeprefix("store=")) if overrides else Path("outputs")
+
+
+def print_health(store: Path) -> int:
+    """One line per part: name, ok or not, what would be used. Returns 1 if a part that a study needs does not work."""
+    healthy = True
+    for name, ok, text in checks(store):
+        healthy &= ok
+        print(f"{'ok  ' if ok else 'FAIL'}  {name:<10}  {text}")
+    return 0 if healthy else 1
+
+
+def checks(store: Path) -> Iterator[tuple[str, bool, str]]:
+    yield "python", True, f"{sys.version.split()[0]}, {os.cpu_count()} CPUs"
+    yield _device()
+    yield _attention()
+    yield _versions("decoder", ["decord", "av"])
+    yield _versions("ray", ["ray"])
+    yield _versions("mlflow", ["mlflow", "optuna", "hydra-core"])
+    try:
+        Store(store)
+    except StoreError as error:
+        yield "store", False, " ".join(str(error).split())
+    else:
+        yield "store", True, f"{store.resolve()}{'' if store.exists() else ' (made by the first run)'}"
+
+
+def _device() -> tuple[str, bool, str]:
+    import torch
+
+    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU (no CUDA device)"
+    return "device", True, f"torch {torch.__version__}, {name}"
+
+
+def _attention() -> tuple[str, bool, str]:
+    flash = importlib.util.find_spec("flash_attn") is not None
+    return "attention", True, "sdpa" + ("; flash_attn is installed" if flash else "; flash_attn is not installed")
+
+
+def _versions(part: str, packages: Sequence[str]) -> tuple[str, bool, str]:
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            return part, False, f"{package} is not installed: run make setup"
+    return part, True, ", ".join(found)
+
+
+def serve_ui(store: Path, port: int) -> int:
+    """Serve MLflow's dashboard on 127.0.0.1 until Ctrl-C."""
+    database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
+    print(f"MLflow on http://127.0.0.1:{port}  (experiments are studies; Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    artifacts = (store / "mlartifacts").resolve().as_uri()
+    command += ["--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port)]
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0

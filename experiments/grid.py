@@ -1,0 +1,158 @@
+"""A study's grid: its trials, their stages, and the cells that the report compares."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config
+from experiments.scale_search import SearchIdentity, search_stage
+from hope_core import Variant, get_variant, make_variant
+from pipelines.data_stages import FramesPlacement, dataset_stage, frames_stage
+from pipelines.engine import Stage, encode, fingerprint
+from pipelines.evaluate import evaluate_stage
+from pipelines.features import features_stage
+from pipelines.finetune import finetune_stage
+from pipelines.video.budget import FrameBudget
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fine-tuning and what follows from it; `evaluations` by (benchmark, scale rule)."""
+
+    name: str
+    variant: Variant
+    seed: int
+    published_scale: float | None
+    finetune: Stage
+    features: Stage
+    search: Stage | None
+    evaluations: dict[tuple[str, str], Stage]
+
+    def stages(self) -> Iterator[Stage]:
+        yield self.finetune
+        yield self.features
+        if self.search:
+            yield self.search
+        yield from self.evaluations.values()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the report: a trial on a benchmark at a context length under a scale rule."""
+
+    trial: Trial
+    benchmark: str
+    context_frames: int
+    scale_rule: str
+    stage: Stage
+
+    @property
+    def id(self) -> str:
+        return f"{self.trial.name}/{self.benchmark}/{self.context_frames}/{self.scale_rule}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a study runs."""
+
+    dataset: Stage
+    frames: Stage
+    budget: FrameBudget
+    trials: tuple[Trial, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def targets(self) -> list[Stage]:
+        """The stages whose artifacts the study needs, trial by trial."""
+        return [stage for trial in self.trials for stage in trial.stages()]
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the study's results: of every cell and the stage it comes from."""
+        lines = sorted(f"{cell.id} {cell.stage.fingerprint}" for cell in self.cells)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def build_variant(name: str, parts: dict[str, Any] | None) -> Variant:
+    """A registered variant, or one of the given parts. Raises ValueError in one line."""
+    if parts is None:
+        return get_variant(name)
+    unknown = set(parts) - {"positions", "frequencies", "scaling"}
+    if unknown or not {"positions", "frequencies"} <= set(parts):
+        raise ValueError(
+            f"study.variants.{name} has the parts {sorted(parts)}; give positions, frequencies and, if any, scaling"
+        )
+    return make_variant(name, **parts)
+
+
+def build_grid(config: Config) -> Grid:
+    """Make every stage of the study. Raises ValueError for a variant, scale or length that cannot be."""
+    study, cluster = config.study, config.cluster
+    dataset = dataset_stage(config.dataset)
+    budget = FrameBudget(
+        fps=config.dataset.fps,
+        frame_size=(config.dataset.frame_size, config.dataset.frame_size),
+        patch_size=config.model.patch_size,
+        merge_size=config.model.spatial_merge_size,
+        temporal_patch_size=config.model.temporal_patch_size,
+    )
+    longest = config.dataset.film_frames
+    if max(study.contexts_frames) > longest:
+        raise ValueError(
+            f"study.contexts_frames has {max(study.contexts_frames)}, but a film has {longest} frames; "
+            f"lower it or raise dataset.film_frames"
+        )
+    placement = FramesPlacement(
+        str(Path(config.store).resolve() / "frame_cache"), cluster.decode_workers, cluster.decode_timeout_s
+    )
+    frames = frames_stage(dataset, budget, placement)
+    variants = [build_variant(name, parts) for name, parts in study.variants.items()]
+    trials = tuple(_trial(config, variant, seed, dataset, frames) for seed in study.seeds for variant in variants)
+    cells = tuple(
+        Cell(trial, benchmark, context, rule, stage)
+        for trial in trials
+        for (benchmark, rule), stage in trial.evaluations.items()
+        for context in study.contexts_frames
+    )
+    return Grid(dataset, frames, budget, trials, cells)
+
+
+def _trial(config: Config, variant: Variant, seed: int, dataset: Stage, frames: Stage) -> Trial:
+    study = config.study
+    name = f"{variant.name}-s{seed}"
+    # One process per variant and seed: nothing that a library keeps in memory can pass from one variant to another.
+    finetune = finetune_stage(variant, config.model, config.recipe, seed, dataset=dataset, frames=frames, group=name)
+    features = features_stage(finetune, frames, group=name)
+    made = {"checkpoint": finetune, "features": features, "dataset": dataset}
+    search = None
+    if variant.scalable and SEARCHED in study.scale_rules:
+        wanted = study.search
+        benchmark = config.benchmarks[wanted.benchmark]
+        identity = SearchIdentity(benchmark, wanted.contexts_frames, wanted.scales, wanted.seed)
+        search = search_stage(identity, group=name, **made)
+    published = study.published_scales.get(variant.name, variant.inference_scale) if variant.scalable else None
+    if variant.scalable and published is None and PUBLISHED in study.scale_rules:
+        raise ValueError(
+            f"variant {variant.name} has no published scale; give one: study.published_scales.{variant.name}=1.0"
+        )
+    evaluations = {}
+    for benchmark_name, benchmark in config.benchmarks.items():
+        for rule in study.scale_rules:
+            scale = {PUBLISHED: published, EQUAL: study.equal_scale, SEARCHED: None}[rule] if variant.scalable else None
+            evaluations[benchmark_name, rule] = evaluate_stage(
+                benchmark,
+                study.contexts_frames,
+                scale,
+                chosen_scale=search if rule == SEARCHED else None,
+                group=name,
+                **made,
+            )
+    return Trial(name, variant, seed, published, finetune, features, search, evaluations)
+
+
+def question_set(config: Config, benchmark: str) -> str:
+    """A short hash of what is asked: the benchmark's definition and the files it is drawn from."""
+    asked = {"benchmark": encode(config.benchmarks[benchmark]), "dataset": encode(config.dataset)}
+    return fingerprint(asked)[:12]

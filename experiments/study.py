@@ -1,0 +1,196 @@
+"""Running a study: plan, run what is missing, mirror it in MLflow, report."""
+
+import fnmatch
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.config import Config, load_config
+from experiments.grid import Grid, build_grid
+from experiments.progress import Progress, counts, duration
+from experiments.tracking import Tracker
+from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
+from pipelines.engine.ray_runner import RayRunner
+from reports.render import write_report
+from reports.results import load_study
+from reports.tables import summary_table
+from reports.verdicts import judge
+
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+MIRRORED = (EventKind.FINISHED, EventKind.CACHED)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A composed study with its grid and store; nothing has been written yet."""
+
+    config: Config
+    resolved: str
+    command: str
+    grid: Grid
+    store: Store
+
+
+def open_study(overrides: Sequence[str], *, only: str | None = None) -> Study:
+    """Compose and check everything. Raises ValueError in one line for a user's mistake; writes nothing."""
+    config, resolved = load_config(overrides)
+    store = Store(Path(config.store))
+    grid = build_grid(config)
+    if only is not None:
+        grid = restrict(grid, only)
+    return Study(config, resolved, " ".join(["hope run", *overrides]), grid, store)
+
+
+def restrict(grid: Grid, pattern: str) -> Grid:
+    """The trials and cells whose id (hope-s0, or hope-s0/v_niah/64/searched) matches; * stands for anything."""
+    cells = tuple(
+        cell for cell in grid.cells if any(fnmatch.fnmatch(name, pattern) for name in (cell.id, cell.trial.name))
+    )
+    if not cells:
+        names = ", ".join(trial.name for trial in grid.trials)
+        raise ValueError(f"--only {pattern!r} matches no cell; trials are {names}, cells TRIAL/BENCHMARK/FRAMES/RULE")
+    kept = {cell.stage.fingerprint for cell in cells}
+    wanted = {cell.trial.name for cell in cells}
+    trials = tuple(
+        replace(trial, evaluations={key: s for key, s in trial.evaluations.items() if s.fingerprint in kept})
+        for trial in grid.trials
+        if trial.name in wanted
+    )
+    return replace(grid, trials=trials, cells=cells)
+
+
+def run_study(study: Study, console: Console) -> int:
+    """Run what is missing, write the report and print its summary; return the exit code."""
+    config, grid = study.config, study.grid
+    planned = plan(study.store, grid.targets)
+    found = counts(planned)
+    missing = len(planned) - found[State.DONE]
+    say(console, f"study {config.study.name}: {len(grid.cells)} cells from {len(planned)} stages, {missing} to run")
+    study.store.prepare()
+    # The database is made here, before any worker starts.
+    tracker = Tracker(config, grid, study.store, resolved=study.resolved, command=study.command)
+    slots = config.cluster.num_cpus or os.cpu_count() or 1
+    runner = RayRunner(
+        study.store,
+        num_cpus=config.cluster.num_cpus,
+        num_gpus=config.cluster.num_gpus,
+        address=config.cluster.address,
+        on_failure=config.on_failure,
+        max_retries=config.cluster.max_retries,
+    )
+    with Progress(planned, slots=slots, console=console) as progress, runner:
+
+        def on_event(event: Event) -> None:
+            progress.on_event(event)
+            if event.kind in MIRRORED and event.artifact:
+                tracker.record(event.stage, event.artifact, cached=event.kind == EventKind.CACHED)
+            elif event.kind == EventKind.FAILED and event.failure:
+                tracker.record_failure(event.stage, event.failure)
+
+        summary = runner.run(grid.targets, on_event)
+    if summary.was_interrupted:
+        say(console, f"interrupted; what is done is kept: {study.command} continues")
+        return INTERRUPTED
+    tracker.finish(ok=summary.ok)
+    print_failures(study, summary, console)
+    if missing == 0 and tracker.written == 0:
+        say(console, "nothing to do: every cell is done")
+    else:
+        say(console, f"ran {len(summary.finished)} stages in {duration(summary.elapsed_s)}")
+    make_report(study, console, tracker)
+    return DONE if summary.ok else SOME_FAILED
+
+
+def make_report(study: Study, console: Console, tracker: Tracker | None = None) -> None:
+    """Build the report from MLflow alone and print the summary table and the report's path."""
+    results = load_study(study.config.tracking, study.config.study.name)
+    files = write_report(results, study.config.report_dir)
+    if tracker and tracker.written:
+        tracker.log_report(study.config.report_dir)
+    console.print(summary_table(results, judge(results)), markup=False, highlight=False, soft_wrap=True)
+    say(console, f"report: {files.html}")
+    say(console, f"runs:   hope ui store={study.config.store}   (MLflow, experiment {study.config.study.name!r})")
+
+
+def print_plan(study: Study, console: Console) -> None:
+    """The cells, what is cached, and what the rest would cost."""
+    planned = plan(study.store, study.grid.targets)
+    found = counts(planned)
+    config = study.config
+    say(console, f"study {config.study.name}: {config.study.question}")
+    say(
+        console,
+        f"{len(study.grid.cells)} cells = {len(study.grid.trials)} trials x {len(config.benchmarks)} benchmarks x "
+        f"{len(config.study.contexts_frames)} contexts x {len(config.study.scale_rules)} scale rules",
+    )
+    by_name: dict[str, list[PlannedStage]] = {}
+    for item in planned:
+        by_name.setdefault(item.stage.name, []).append(item)
+    for name, items in by_name.items():
+        missing = [item for item in items if item.state != State.DONE]
+        expected = [item.expected_s for item in missing if item.expected_s is not None]
+        cost = f", about {duration(sum(expected))} of work" if expected else ", cost unknown" if missing else ""
+        say(console, f"  {name:<13} {len(items) - len(missing)} done, {len(missing)} to run{cost}")
+    total = [item.expected_s for item in planned if item.state != State.DONE]
+    if not total:
+        say(console, "nothing to do: every cell is done")
+    elif all(seconds is not None for seconds in total):
+        slots = config.cluster.num_cpus or os.cpu_count() or 1
+        left = duration(sum(seconds or 0 for seconds in total) / slots)
+        say(console, f"about {left} on {slots} CPUs, from recorded durations of like stages")
+    else:
+        say(console, "no like stage has run in this store yet: see the cost in the head of the study's file")
+    if found[State.FAILED]:
+        say(console, f"{found[State.FAILED]} failed before and would run again: hope status study={config.study.name}")
+
+
+def print_status(study: Study, console: Console) -> int:
+    """Done, running, failed; each failure with its cause, log and the command that runs just it."""
+    planned = plan(study.store, study.grid.targets)
+    found = counts(planned)
+    by_fingerprint = {item.fingerprint: item for item in planned}
+    done = sum(by_fingerprint[cell.stage.fingerprint].state == State.DONE for cell in study.grid.cells)
+    say(
+        console,
+        f"study {study.config.study.name}: {done} of {len(study.grid.cells)} cells done; stages: "
+        f"{found[State.DONE]} done, {found[State.LEASED]} running, {found[State.FAILED]} failed, "
+        f"{found[State.MISSING]} to run",
+    )
+    for item in planned:
+        failure = study.store.failure(item.stage) if item.state == State.FAILED else None
+        if failure:
+            say(console, f"failed {item.stage.label}: {failure.error.splitlines()[0]}")
+            say(console, f"  log: {study.store.root / failure.log}")
+            say(console, f"  config: {failure.payload['config']}")
+    return SOME_FAILED if found[State.FAILED] else DONE
+
+
+def print_failures(study: Study, summary: Summary, console: Console) -> None:
+    for stage, failure in summary.failed:
+        say(console, f"failed {stage.label}: {failure.error.splitlines()[0]}")
+        say(console, f"  log: {study.store.root / failure.log}")
+        trial = next((t.name for t in study.grid.trials if stage in t.stages()), None)
+        only = f" --only {trial}" if trial else ""
+        say(console, f"  again: {study.command}{only}")
+    if summary.blocked:
+        say(console, f"{len(summary.blocked)} stages rest on a failed one and were not run")
+
+
+def say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_explanation(study: Study) -> None:
+    """For each stage behind the matching cells: done, or the fields in which it differs from its nearest record."""
+    for stage in dict.fromkeys(s for cell in study.grid.cells for s in walk([cell.stage])):
+        if study.store.has(stage):
+            print(f"done  {stage.label}")
+            continue
+        nearest, differences = explain(study.store, stage)
+        if nearest is None:
+            print(f"runs  {stage.label}: no {stage.name} stage has run in this store")
+        for difference in differences:
+            print(f"runs  {stage.label}: {difference.path}: {difference.old} -> {difference.new}")

@@ -1,0 +1,299 @@
+"""MLflow as a mirror of the store: study run > trial runs > cell runs, each written once, whatever was killed when.
+
+Only the launching process writes, through an explicit client; a run counts as written when its tag `recorded` is set,
+and one without it (a killed launcher's) is deleted and written again.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from experiments.config import Config
+from experiments.grid import Cell, Grid, Trial, question_set
+from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
+
+SCORER = "exact_match@1"
+METRICS_PER_BATCH = 1000
+RECORDED = "recorded"
+
+
+class Tracker:
+    """The MLflow runs of one study, as they are; `record` brings them up to what the store holds."""
+
+    def __init__(self, config: Config, grid: Grid, store: Store, *, resolved: str, command: str) -> None:
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self._config, self._grid, self._store = config, grid, store
+        self._client = MlflowClient(config.tracking)
+        self._experiment_id = self._experiment()
+        self.written = 0  # runs written by this launch
+        self._runs: dict[str, str] = {}
+        self._study_run = self._open_study(resolved, command)
+        self._runs = self._known_runs()
+
+    @property
+    def study_run_id(self) -> str:
+        return self._study_run
+
+    def record(self, stage: Stage, artifact: Artifact, *, cached: bool) -> None:
+        """Mirror one finished stage: a fine-tuning as a trial run, an evaluation as cell runs."""
+        for trial in self._grid.trials:
+            if stage.fingerprint == trial.finetune.fingerprint:
+                self._record_trial(trial, artifact, cached)
+            elif trial.search and stage.fingerprint == trial.search.fingerprint:
+                self._client.log_artifact(self._runs[trial.name], str(artifact.path / "scale_search.json"))
+                self._client.log_metric(self._runs[trial.name], "scale_search/chosen", artifact.result["chosen"])
+            for (benchmark, rule), evaluation in trial.evaluations.items():
+                if stage.fingerprint == evaluation.fingerprint:
+                    self._record_evaluation(trial, benchmark, rule, artifact, cached)
+
+    def record_failure(self, stage: Stage, failure: Failure) -> None:
+        """Mirror a failed stage in the runs that would have come from it."""
+        error = failure.error.splitlines()[0][:500]
+        for trial in self._grid.trials:
+            if stage.fingerprint == trial.finetune.fingerprint and trial.name not in self._runs:
+                run = self._create(trial.name, trial.name, self._study_run, self._trial_tags(trial) | {"error": error})
+                self._client.set_terminated(run, status="FAILED")
+        for cell in self._grid.cells:
+            if cell.stage.fingerprint == stage.fingerprint and cell.trial.name in self._runs:
+                tags = self._cell_tags(cell) | {"error": error}
+                run = self._create(cell.id, self._cell_name(cell), self._runs[cell.trial.name], tags)
+                self._client.set_terminated(run, status="FAILED")
+                del self._runs[cell.id]
+
+    def finish(self, *, ok: bool) -> None:
+        """Set the end of the study run and of its trials."""
+        status = "FINISHED" if ok else "FAILED"
+        for run_id in [self._study_run, *(self._runs[t.name] for t in self._grid.trials if t.name in self._runs)]:
+            if self._client.get_run(run_id).info.status != status:
+                self._client.set_terminated(run_id, status=status)
+
+    def log_report(self, folder: Path) -> None:
+        self._client.log_artifacts(self._study_run, str(folder), "report")
+
+    def _experiment(self) -> str:
+        name = self._config.study.name
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        local = self._config.tracking.startswith("sqlite:")
+        location = (Path(self._config.store).resolve() / "mlartifacts" / name).as_uri() if local else None
+        return self._client.create_experiment(name, artifact_location=location)
+
+    def _open_study(self, resolved: str, command: str) -> str:
+        for run in self._search(f"tags.kind = 'study' and tags.grid = '{self._grid.fingerprint}'"):
+            if run.data.tags.get(RECORDED):
+                return run.info.run_id
+            self._client.delete_run(run.info.run_id)
+        study = self._config.study
+        tags = {
+            "kind": "study",
+            "study": study.name,
+            "question": study.question,
+            "baseline": study.baseline,
+            "command": command,
+            "expected_cells": str(len(self._grid.cells)),
+            "grid": self._grid.fingerprint,
+        }
+        run_id = self._create("", study.name, None, tags)
+        self._client.log_text(run_id, resolved, "config.yaml")
+        self._client.log_text(run_id, json.dumps(study_record(self._config, self._grid), indent=1), "study.json")
+        self._client.set_tag(run_id, RECORDED, "1")
+        return run_id
+
+    def _known_runs(self) -> dict[str, str]:
+        """Run ids by trial name and cell id; what a killed launcher left half written, or failed, is deleted."""
+        known: dict[str, str] = {}
+        for run in self._search(f"tags.study_run = '{self._study_run}'"):
+            if run.data.tags.get(RECORDED):
+                known[run.data.tags["key"]] = run.info.run_id
+            else:
+                self._client.delete_run(run.info.run_id)
+        return known
+
+    def _search(self, filter_string: str) -> list[Run]:
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs([self._experiment_id], filter_string, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _create(self, key: str, name: str, parent: str | None, tags: Mapping[str, str]) -> str:
+        if parent is not None:
+            tags = {**tags, "mlflow.parentRunId": parent, "study_run": self._study_run, "key": key}
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
+        if key:
+            self._runs[key] = run.info.run_id
+        self.written += 1
+        return run.info.run_id
+
+    def _record_trial(self, trial: Trial, artifact: Artifact, cached: bool) -> None:
+        if trial.name in self._runs:
+            return
+        run_id = self._create(
+            trial.name, f"{trial.variant.name} seed {trial.seed}", self._study_run, self._trial_tags(trial)
+        )
+        lines = (artifact.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"train/{key}", value, now, step)
+            for line in map(json.loads, lines)
+            for step in [line.pop("step")]
+            for key, value in line.items()
+        ]
+        metrics += [Metric("duration_s", self._duration_s(artifact), now, 0), Metric("cached", float(cached), now, 0)]
+        for first in range(0, len(metrics), METRICS_PER_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
+        settings = {"seed": trial.seed, "model": asdict(self._config.model), "recipe": asdict(self._config.recipe)}
+        params = flatten({"variant": trial.variant.to_dict(), **settings, "result": dict(artifact.result)})
+        self._client.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
+        self._client.set_tag(run_id, RECORDED, "1")
+
+    def _record_evaluation(self, trial: Trial, benchmark: str, rule: str, artifact: Artifact, cached: bool) -> None:
+        cells = [
+            cell
+            for cell in self._grid.cells
+            if cell.trial.name == trial.name and (cell.benchmark, cell.scale_rule) == (benchmark, rule)
+        ]
+        if all(cell.id in self._runs for cell in cells):
+            return
+        self._client.log_text(
+            self._runs[trial.name], self._questions(trial, artifact), f"questions/{benchmark}/{rule}.jsonl"
+        )
+        for cell in cells:
+            if cell.id in self._runs:
+                continue
+            run_id = self._create(cell.id, self._cell_name(cell), self._runs[trial.name], self._cell_tags(cell))
+            found = artifact.result["contexts"][str(cell.context_frames)]
+            values = {
+                "accuracy": found["accuracy"],
+                f"accuracy/{cell.context_frames}": found["accuracy"],
+                **{f"accuracy/{kind}": value for kind, value in found["kinds"].items()},
+                "questions": found["questions"],
+                "errors": 0,
+                "unparsed": 0,
+                "duration_s": found["duration_s"],
+                "cached": float(cached),
+            }
+            now = int(time.time() * 1000)
+            scale = artifact.result["scale"]
+            self._client.log_batch(
+                run_id,
+                metrics=[Metric(key, float(value), now, 0) for key, value in values.items()],
+                params=[] if scale is None else [Param("scale", str(scale))],
+                tags=[RunTag(RECORDED, "1")],
+            )
+            self._client.set_terminated(run_id)
+
+    def _questions(self, trial: Trial, artifact: Artifact) -> str:
+        lines = map(json.loads, (artifact.path / "questions.jsonl").read_text(encoding="utf-8").splitlines())
+        added = {"seed": trial.seed, "variant": trial.variant.name}
+        return "".join(
+            json.dumps({**line, "multiple": self._multiple(line["context"]), **added}) + "\n" for line in lines
+        )
+
+    def _multiple(self, context_frames: int) -> str:
+        return f"{context_frames / self._config.study.train_frames:g}x"
+
+    def _duration_s(self, artifact: Artifact) -> float:
+        record = self._store.record(artifact.stage, artifact.fingerprint)
+        return float(record.provenance["process"]["duration_s"]) if record else 0.0
+
+    def _trial_tags(self, trial: Trial) -> dict[str, str]:
+        return {
+            "kind": "trial",
+            "study": self._config.study.name,
+            "variant": trial.variant.name,
+            "layout": trial.variant.positions.kind,
+            "allocation": trial.variant.frequencies.kind,
+            "scaling": trial.variant.scaling.kind,
+            "seed": str(trial.seed),
+            "model": self._config.model.name,
+            "recipe": self._config.recipe.name,
+            "trial": trial.name,
+            "fingerprint": trial.finetune.fingerprint,
+        }
+
+    def _cell_name(self, cell: Cell) -> str:
+        return (
+            f"{cell.trial.variant.name} s{cell.trial.seed} {cell.benchmark} "
+            f"{self._multiple(cell.context_frames)} {cell.scale_rule}"
+        )
+
+    def _cell_tags(self, cell: Cell) -> dict[str, str]:
+        budget = {"frames": asdict(self._grid.budget), "context_frames": cell.context_frames}
+        return self._trial_tags(cell.trial) | {
+            "kind": "cell",
+            "benchmark": cell.benchmark,
+            "context": str(cell.context_frames),
+            "scale_rule": cell.scale_rule,
+            "budget": fingerprint(budget)[:12],
+            "question_set": question_set(self._config, cell.benchmark),
+            "scorer": SCORER,
+            "command": f"hope run study={self._config.study.name} --only '{cell.id}'",
+            "fingerprint": cell.stage.fingerprint,
+        }
+
+
+def study_record(config: Config, grid: Grid) -> dict[str, Any]:
+    """What a report needs to know of a study besides its runs."""
+    study = config.study
+    first = {trial.variant.name: trial for trial in reversed(grid.trials)}
+    return {
+        "name": study.name,
+        "question": study.question,
+        "baseline": study.baseline,
+        "description": study.description,
+        "variants": [
+            {
+                **first[name].variant.to_dict(),
+                "label": name,
+                "positions": first[name].variant.positions.kind,
+                "frequencies": first[name].variant.frequencies.kind,
+                "scaling": first[name].variant.scaling.kind,
+                "published_scale": first[name].published_scale,
+                "scalable": first[name].variant.scalable,
+                "slot_axes": first[name].variant.slot_axes(config.model.head_dim, config.model.num_heads).tolist(),
+            }
+            for name in study.variants
+        ],
+        "seeds": list(study.seeds),
+        "benchmarks": {
+            name: {
+                "title": name.upper().replace("_", "-"),
+                "context_unit": "frames",
+                "train_length": study.train_frames,
+                "scorer": SCORER,
+                "budget": asdict(grid.budget),
+                "question_set": question_set(config, name),
+                "chance": 0.1,
+                "question_kinds": ["retrieval", "order"],
+                "settings": asdict(benchmark),
+            }
+            for name, benchmark in config.benchmarks.items()
+        },
+        "scale_rules": list(study.scale_rules),
+        "contexts": list(study.contexts_frames),
+        "equal_scale": study.equal_scale,
+        "data": {"training_videos": config.dataset.num_train_videos, "films": config.dataset.num_films},
+    }
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
