@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 OVERRIDES_HELP = "study=NAME and any group=choice or key=value, as in: study=quickstart recipe.steps=300"
+Command = Callable[[argparse.Namespace], int]
 EXIT_CODES = "exit codes: 0 done, 1 some cells failed (all others are done), 2 bad config or usage, 130 interrupted"
 
 
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     def command(
         name: str,
         help_line: str,
-        prepare: Callable[[argparse.Namespace], Callable[[argparse.Namespace], int]],
+        prepare: Callable[[argparse.Namespace], Command],
         *examples: str,
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     takes_study(
         command(
             "status",
-            "show what is done, running and failed, each failure with its cause",
+            "show what is done, running and failed, with causes",
             prepare_status,
             "study=quickstart",
         )
@@ -94,16 +95,14 @@ def build_parser() -> argparse.ArgumentParser:
     theory.add_argument("--out", type=Path, default=Path("outputs/theory"), metavar="FOLDER")
     ui = command(
         "ui",
-        "serve the MLflow dashboard of a store on the loopback interface",
+        "serve the MLflow dashboard of a store on 127.0.0.1",
         prepare_ui,
         "",
         "store=/data/hope --port 5001",
     )
     ui.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store that a study was run with")
     ui.add_argument("--port", type=int, default=5000)
-    doctor = command(
-        "doctor", "show what works on this machine and what would be used", prepare_doctor, "", "store=/data/hope"
-    )
+    doctor = command("doctor", "show what works here and what would be used", prepare_doctor, "", "store=/data/hope")
     doctor.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store to look at")
     return parser
 
@@ -118,9 +117,6 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
-
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def prepare_run(args: argparse.Namespace) -> Command:

@@ -1,4 +1,4 @@
-"""The scale search stage: Optuna picks one trial's inference scale on validation questions; test questions stay unseen."""
+"""The scale search stage: Optuna picks one trial's inference scale on validation questions, never on test questions."""
 
 import json
 import math

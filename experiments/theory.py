@@ -132,7 +132,7 @@ def _slot_figure(variants: list[Variant], out_dir: Path) -> None:
         )
     figure, axes = plt.subplots(figsize=(10, 1.0 + 0.22 * len(rows)), layout="constrained")
     axes.imshow(
-        torch.stack(rows) + 1,
+        (torch.stack(rows) + 1).numpy(),
         cmap=ListedColormap(SLOT_COLORS),
         vmin=-0.5,
         vmax=4.5,

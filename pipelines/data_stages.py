@@ -16,7 +16,7 @@ from pipelines.video.synthetic import write_needle_benchmark, write_training_set
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The drawn data set: short training clips with conversations, films and needle pictures. Lengths in frames, cells."""
+    """The drawn data set: training clips with conversations, films and needle pictures. Lengths in cells or frames."""
 
     name: str
     num_train_videos: int

@@ -24,7 +24,7 @@ TOKENS_PER_BATCH = 8192
 
 @dataclass(frozen=True)
 class EvaluateIdentity:
-    """`scale`: positions per frame cell; None where the variant has none. It is read from the `scale` input if given."""
+    """`scale`: positions per cell; None where the variant has none. It is read from the `scale` input if given."""
 
     benchmark: NeedleBenchmark
     contexts_frames: tuple[int, ...]
@@ -118,7 +118,7 @@ class Evaluator:
     def answers(
         self, context_frames: int, scale: float | None, *, skip: frozenset[str] = frozenset()
     ) -> Iterator[dict[str, Any]]:
-        """One record per question of this length, in a fixed order; videos whose questions are all in `skip` are left out."""
+        """One record per question of this length that is not in `skip`, in a fixed order."""
         waiting = [v for v in self.videos(context_frames) if not all(q.id in skip for q in v.questions)]
         for batch in self._batches(waiting):
             start = time.perf_counter()

@@ -88,7 +88,9 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     root = inputs["dataset"].path
     records = [r for r in read_dataset(root / "train.json", media_root=root).records if TRAIN_PREFIX + r.id in frames]
     conversations = {record.id: _question_answers(record) for record in records}
-    tokenizer = build_tokenizer(text for turns in conversations.values() for pair in turns for text in pair)
+    texts = sorted({text for turns in conversations.values() for pair in turns for text in pair})
+    tokenizer = build_tokenizer(texts)
+    ids = dict(zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True))  # each text recurs often
     samples = {
         sample_id: build_sample(
             sample_id,
@@ -97,6 +99,7 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
             grid=frames.grid(TRAIN_PREFIX + sample_id),
             merge_size=identity.model.spatial_merge_size,
             tokenizer=tokenizer,
+            encode=ids.__getitem__,
         )
         for sample_id, turns in conversations.items()
     }

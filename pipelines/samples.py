@@ -3,7 +3,7 @@
 S tokens of a row. A video of grid (T, H, W) patches stands as T * H * W / merge**2 placeholders between two marks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,16 +40,16 @@ def build_sample(
     grid: tuple[int, int, int],
     merge_size: int,
     tokenizer: PreTrainedTokenizerBase,
+    encode: Callable[[str], Sequence[int]],
 ) -> Sample:
-    """The row of one video followed by (question, answer) turns; only answers carry loss."""
+    """The row of one video followed by (question, answer) turns; only answers carry loss. `encode` gives a text's ids."""
     frames, height, width = grid
     ids = video_ids(tokenizer, frames * height * width // merge_size**2)
     labels = [IGNORED] * len(ids)
     for question, answer in turns:
-        asked = tokenizer(question, add_special_tokens=False).input_ids
-        answered = tokenizer(answer, add_special_tokens=False).input_ids
-        ids += asked + answered
-        labels += [IGNORED] * len(asked) + answered
+        asked, answered = encode(question), encode(answer)
+        ids += [*asked, *answered]
+        labels += [*[IGNORED] * len(asked), *answered]
     return Sample(sample_id, video, tuple(ids), tuple(labels), grid)
 
 

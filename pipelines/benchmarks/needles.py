@@ -77,8 +77,8 @@ def split_films(films: Mapping[str, int], benchmark: NeedleBenchmark, split: str
     names = sorted(films)
     if len(names) <= benchmark.num_validation_films:
         raise ValueError(
-            f"benchmark.{benchmark.name}.num_validation_films is {benchmark.num_validation_films} of {len(names)} films; "
-            "leave at least one film for the test questions"
+            f"benchmark.{benchmark.name}.num_validation_films is {benchmark.num_validation_films} of {len(names)} "
+            "films; leave at least one for the test questions"
         )
     cut = benchmark.num_validation_films
     chosen = {"validation": names[:cut], "test": names[cut:]}[split]
