@@ -2,7 +2,8 @@
 
 Shapes: K visual blocks, N visual tokens, three rows t, h, w. A block (T, H, W) starts at s, the row's running index;
 a design returns what is added to s for every token (f, y, x), and the block's extent: the next index is s + extent.
-`a` is the temporal factor of the block (hope_core.scaling). All in float64, so that fractions of 1/4 stay exact.
+`a` is the temporal factor of the block (hope_core.scaling). Offsets in multiples of a are float32; the others, and the
+extents, which are summed over the whole row, are float64.
 """
 
 import math
@@ -19,7 +20,7 @@ POSITIONS: Registry["PositionDesign"] = Registry("positions")
 
 @dataclass(frozen=True)
 class Cells:
-    """Tokens of all blocks: f, y, x (N,) and their block (N,); frames, rows, columns, factor (K,) per block."""
+    """Tokens of all blocks: f, y, x float32 (N,) and their block (N,); frames, rows, columns, factor float64 (K,)."""
 
     f: Tensor
     y: Tensor
@@ -30,9 +31,13 @@ class Cells:
     columns: Tensor
     factor: Tensor
 
+    def spread(self, value: Tensor) -> Tensor:
+        """A number per block (K,) as one per token, float32 (N,)."""
+        return value.to(torch.float32)[self.block]
+
     def time(self) -> Tensor:
         """a f (N,)."""
-        return self.f * self.factor[self.block]
+        return self.f * self.spread(self.factor)
 
     def last_time(self) -> Tensor:
         """a (T - 1) (K,)."""
@@ -53,8 +58,7 @@ class PositionDesign(Part):
 
 def _index(cells: Cells) -> Tensor:
     """Running index of every token in its block (N,)."""
-    rows, columns = cells.rows[cells.block], cells.columns[cells.block]
-    return (cells.f * rows + cells.y) * columns + cells.x
+    return (cells.f * cells.spread(cells.rows) + cells.y) * cells.spread(cells.columns) + cells.x
 
 
 @POSITIONS.register("sequential")
@@ -140,7 +144,7 @@ class CornerTime(PositionDesign):
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         # The product is rounded to float32 before the floor, as in transformers: 5 * 1.2 seconds is 6, not 5.99.
         last = torch.stack((cells.last_time().float().floor().double(), cells.rows - 1, cells.columns - 1)).amax(0)
-        return (cells.time().float().floor().double(), cells.y, cells.x), last + 1
+        return (cells.time().floor(), cells.y, cells.x), last + 1
 
 
 @POSITIONS.register("diagonal")
@@ -154,9 +158,9 @@ class Diagonal(PositionDesign):
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         time = cells.time()
-        middle_row = ((cells.rows - 1) // 2)[cells.block]
-        middle_column = ((cells.columns - 1) // 2)[cells.block]
-        return (time, time + cells.y - middle_row, time + cells.x - middle_column), cells.last_time() + 1
+        row = cells.y - cells.spread((cells.rows - 1) // 2)
+        column = cells.x - cells.spread((cells.columns - 1) // 2)
+        return (time, row.add_(time), column.add_(time)), cells.last_time() + 1
 
 
 @POSITIONS.register("spatial_reset")
@@ -185,7 +189,7 @@ class SmallStep(PositionDesign):
         size = cells.frames * cells.rows * cells.columns
         step = cells.factor if self.span is None else cells.factor * self.span / size
         # The step leads to a token, so the first visual token sits one step after the last text token.
-        index = (_index(cells) + 1) * step[cells.block] - 1
+        index = (_index(cells) + 1).double() * step[cells.block] - 1
         return (index, index, index), (size * step).ceil()
 
 
@@ -198,7 +202,7 @@ class Symmetric(PositionDesign):
     """
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        rows, columns = cells.rows[cells.block], cells.columns[cells.block]
+        rows, columns = cells.spread(cells.rows), cells.spread(cells.columns)
         time = cells.time() * (rows + columns - 1)
         right = cells.x + cells.y
         first = time + right
@@ -230,22 +234,22 @@ class Ring(PositionDesign):
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         middle = 0.5 if self.centered else 0.0
-        y = cells.y - (middle * (cells.rows - 1))[cells.block]
-        x = cells.x - (middle * (cells.columns - 1))[cells.block]
-        polar = torch.atan2(y, x)
+        y = cells.y - cells.spread(middle * (cells.rows - 1))
+        x = cells.x - cells.spread(middle * (cells.columns - 1))
+        polar = torch.atan2(y.double(), x.double())
         lowest, highest = _per_block(polar, cells, "amin"), _per_block(polar, cells, "amax")
         width = torch.where(highest > lowest, highest - lowest, 1.0)
-        spread = (polar - lowest[cells.block]) / width[cells.block]
-        even = (cells.y * cells.columns[cells.block] + cells.x) / (cells.rows * cells.columns)[cells.block]
-        phi = 2 * math.pi * (self.alpha * spread + (1 - self.alpha) * even)
+        stretched = (polar - lowest[cells.block]) / width[cells.block]
+        even = (cells.y * cells.spread(cells.columns) + cells.x) / cells.spread(cells.rows * cells.columns)
+        phi = 2 * math.pi * (self.alpha * stretched + (1 - self.alpha) * even)
         if self.radius is None:
-            radius = ((torch.maximum(cells.rows, cells.columns) - 1) / 2)[cells.block]
+            radius = cells.spread((torch.maximum(cells.rows, cells.columns) - 1) / 2)
         else:
             radius = torch.full_like(phi, self.radius)
         u, v = radius * phi.cos() / math.sqrt(2), radius * phi.sin() / math.sqrt(6)
         ring = torch.stack((2 * v, u - v, -u - v))
         if self.positive:
-            ring = ring - _per_block(ring.amin(0), cells, "amin")[cells.block]
+            ring = ring - cells.spread(_per_block(ring.amin(0), cells, "amin"))
         largest = _per_block(ring.amax(0), cells, "amax") + cells.last_time()
         t, h, w = ring + cells.time()
         return (t, h, w), largest + 1
@@ -253,4 +257,5 @@ class Ring(PositionDesign):
 
 def _per_block(value: Tensor, cells: Cells, reduce: str) -> Tensor:
     """The extreme value (K,) over a block's tokens (N,)."""
-    return value.new_zeros(len(cells.frames)).scatter_reduce(0, cells.block, value, reduce, include_self=False)
+    empty = value.new_zeros(len(cells.frames))
+    return empty.scatter_reduce(0, cells.block.long(), value, reduce, include_self=False)

@@ -69,13 +69,16 @@ def compute_positions(
         )
     device = input_ids.device
     num_rows, length = input_ids.shape
-    real = None if attention_mask is None else attention_mask.to(torch.bool).reshape(-1)
-    cell_of = torch.arange(num_rows * length, device=device)  # place in the flattened batch of every real token
-    if real is not None:
-        cell_of = cell_of[real]
+    ids = input_ids.reshape(-1)
+    real = None if attention_mask is None else attention_mask.to(torch.bool)
+    if real is None or bool(real.all()):
+        real, cell_of, row_lengths = None, None, [length] * num_rows
+    else:
+        cell_of = real.reshape(-1).nonzero().squeeze(1)  # place in the flattened batch of every real token
+        ids, row_lengths = ids[cell_of], real.sum(1).tolist()
     blocks, num_items = find_blocks(
-        input_ids.reshape(-1)[cell_of],
-        cell_of // max(length, 1),
+        ids,
+        row_lengths,
         tokens=tokens,
         image_grid_thw=image_grid_thw,
         video_grid_thw=video_grid_thw,
@@ -84,57 +87,58 @@ def compute_positions(
     factors = _factors(variant, blocks, num_items, scales, seconds_per_frame, generator)
 
     design = variant.positions
-    advance = torch.full((num_rows * length,), float(design.text_step), dtype=torch.float64, device=device)
+    advance = torch.full((num_rows, length), float(design.text_step), dtype=torch.float64, device=device)
     if real is not None:
         advance *= real
     if blocks:
         first = torch.tensor([block.first for block in blocks], device=device)
         size = torch.tensor([block.size for block in blocks], device=device)
-        cells, index = _cells(blocks, [factors[block.item] for block in blocks], size, device)
-        where = cell_of[first[cells.block] + index]
+        cells, where = _cells(blocks, [factors[block.item] for block in blocks], first, size)
+        last = first + size - 1
+        if cell_of is not None:
+            where, last = cell_of[where], cell_of[last]
         offsets, extent = design.place(cells)
-        advance[where] = 0
-        advance[cell_of[first + size - 1]] = extent
-    advance = advance.view(num_rows, length)
-    through = advance.cumsum(1)
-    start = through - advance
-    position_ids = start.expand(3, -1, -1).reshape(3, -1).to(torch.float32)
+        del cells
+        advance.view(-1)[where] = 0
+        advance.view(-1)[last] = extent
+    start = advance.cumsum(1).sub_(advance)
+    position_ids = start.to(torch.float32).view(-1).repeat(3, 1)
     if blocks:
         block_start = start.view(-1)[where]
         for axis, (offset, anchored) in enumerate(zip(offsets, design.anchored, strict=True)):
-            position_ids[axis, where] = (offset + block_start if anchored else offset).to(torch.float32)
+            position_ids[axis, where] = (block_start + offset).to(torch.float32) if anchored else offset
         if variant.frequencies.hides_time:
             position_ids[0, where] = 0
-    if real is None:
-        num_real = torch.full((num_rows,), length, device=device)
-    else:
+    position_ids = position_ids.view(3, num_rows, length)
+    if real is not None:
         position_ids *= real
-        num_real = real.view(num_rows, length).sum(1)
+    num_real = torch.tensor(row_lengths, device=device)
     rope_deltas = (advance.sum(1) - num_real).to(torch.float32)[:, None]
-    return Positions(position_ids.view(3, num_rows, length), rope_deltas, tuple(factors))
+    return Positions(position_ids, rope_deltas, tuple(factors))
 
 
-def _cells(blocks: list[Block], factors: list[float], size: Tensor, device: torch.device) -> tuple[Cells, Tensor]:
-    """The tokens of all blocks, and their index (N,) in their block."""
+def _cells(blocks: list[Block], factors: list[float], first: Tensor, size: Tensor) -> tuple[Cells, Tensor]:
+    """The visual tokens of all blocks, and which of the real tokens (N,) they are."""
+    device = first.device
     shape = torch.tensor([(block.frames, block.rows, block.columns) for block in blocks], device=device)
-    block = torch.repeat_interleave(torch.arange(len(blocks), device=device), size)
-    index = torch.arange(len(block), device=device) - (size.cumsum(0) - size)[block]
-    columns = shape[:, 2][block]
-    line = index // columns
-    rows = shape[:, 1][block]
-    frame = line // rows
+    rows, columns = shape[:, 1].to(torch.int32), shape[:, 2].to(torch.int32)
+    block = torch.repeat_interleave(torch.arange(len(blocks), dtype=torch.int32, device=device), size)
+    where = torch.arange(len(block), dtype=torch.int32, device=device)
+    index = where - (size.cumsum(0) - size).to(torch.int32)[block]
+    line = index // columns[block]
+    frame = line // rows[block]
     number = shape.to(torch.float64)
     cells = Cells(
-        f=frame.to(torch.float64),
-        y=(line - frame * rows).to(torch.float64),
-        x=(index - line * columns).to(torch.float64),
+        f=frame.to(torch.float32),
+        y=(line - frame * rows[block]).to(torch.float32),
+        x=(index - line * columns[block]).to(torch.float32),
         block=block,
         frames=number[:, 0],
         rows=number[:, 1],
         columns=number[:, 2],
         factor=torch.tensor(factors, dtype=torch.float64, device=device),
     )
-    return cells, index
+    return cells, index + first.to(torch.int32)[block]
 
 
 def _factors(

@@ -7,6 +7,7 @@ except where every frame of a video stands alone between timestamps (Qwen3-VL): 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Block:
 
 def find_blocks(
     ids: Tensor,
-    row_of: Tensor,
+    row_lengths: list[int],
     *,
     tokens: VisionTokens,
     image_grid_thw: Tensor | None,
@@ -49,7 +50,7 @@ def find_blocks(
 ) -> tuple[list[Block], int]:
     """Cut a batch's real tokens into visual blocks; returns them with the number of items.
 
-    ids (R,): the real tokens of all rows, one row after the other; row_of (R,): each token's row.
+    ids (R,): the real tokens of all rows, one row after the other; row_lengths: how many each row has.
     A run of visual tokens takes as many grids as fill it, so images or videos may also touch.
     Raises ValueError when tokens and grids do not match: a missing or left-over grid, a block with tokens too few.
     """
@@ -62,7 +63,7 @@ def find_blocks(
     item = 0
     frame_by_frame: tuple[int, int, int] | None = None  # frames still to come, their row in the batch, their grid
 
-    for kind, row, first, length in _runs(ids, row_of, tokens):
+    for kind, row, first, length in _runs(ids, row_lengths, tokens):
         at = first
         left = length
         while left:
@@ -112,15 +113,17 @@ def find_blocks(
     return blocks, item
 
 
-def _runs(ids: Tensor, row_of: Tensor, tokens: VisionTokens) -> Iterator[tuple[str, int, int, int]]:
+def _runs(ids: Tensor, row_lengths: list[int], tokens: VisionTokens) -> Iterator[tuple[str, int, int, int]]:
     """(kind, row, first token, length) of every run of visual tokens."""
-    label = (ids == tokens.image).to(torch.int64) + 2 * (ids == tokens.video).to(torch.int64)
-    label = label + 3 * row_of
-    change = torch.nonzero(label[1:] != label[:-1]).squeeze(1) + 1
-    firsts = [0, *change.tolist()] if len(ids) else []
-    labels = label[torch.tensor(firsts, dtype=torch.long, device=ids.device)].tolist()
-    for first, last, value in zip(firsts, [*firsts[1:], len(ids)], labels, strict=True):
-        row, kind = divmod(value, 3)
+    label = (ids == tokens.image).to(torch.uint8) + 2 * (ids == tokens.video).to(torch.uint8)
+    changes = (torch.nonzero(label[1:] != label[:-1]).squeeze(1) + 1).tolist()
+    row_starts = list(accumulate(row_lengths, initial=0))
+    cuts = sorted({*changes, *row_starts})
+    kinds = label[torch.tensor(cuts[:-1], dtype=torch.long, device=ids.device)].tolist()
+    row = 0
+    for kind, first, last in zip(kinds, cuts[:-1], cuts[1:], strict=True):
+        while first >= row_starts[row + 1]:
+            row += 1
         if kind:
             yield ("image", "video")[kind - 1], row, first, last - first
 

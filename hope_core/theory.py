@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hope_core.designs import Cells
+from hope_core.rotary import apply_rotary, rotary_tables
 from hope_core.variants import Variant
 
 _CHUNK = 65536
@@ -185,8 +186,6 @@ def monte_carlo(
     mean, deviation: of q's and k's components; noise: deviation of what is added to q.
     The pair is rotated as the model does it. For a head-wise allocation use `preference`; it has no single rotation.
     """
-    from hope_core.rotary import apply_rotary, rotary_tables
-
     source = torch.Generator().manual_seed(seed)
 
     def draw(center: float, spread: float) -> Tensor:

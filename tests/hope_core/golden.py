@@ -1,6 +1,7 @@
 """Access to the reference data of tests/golden (see its README)."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from hope_core import VisionTokens
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 
 
+@cache
 def read_json(name: str) -> Any:
     return json.loads((FOLDER / name).read_text())
 
 
+@cache
 def read_arrays(name: str) -> dict[str, np.ndarray]:
     with np.load(FOLDER / name) as arrays:
         return dict(arrays)
@@ -53,6 +56,7 @@ def _new_key(key: str) -> str:
 
 def tiny_official_inputs() -> dict[str, Tensor]:
     arrays = read_arrays("model_logits_445.npz")
-    inputs = {name: torch.from_numpy(arrays[f"inputs/A/{name}"]) for name in ("input_ids", "attention_mask", "video_grid_thw")}
+    names = ("input_ids", "attention_mask", "video_grid_thw")
+    inputs = {name: torch.from_numpy(arrays[f"inputs/A/{name}"]) for name in names}
     video = read_json("tiny_model.json")["config_445"]["video_token_id"]
     return inputs | {"mm_token_type_ids": 2 * (inputs["input_ids"] == video).int()}

@@ -4,17 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hope_core.layouts import Batch
-from tests.hope_core.tiny import assert_generates_as_without_cache, tiny_inputs, tiny_model
 from torch import Tensor
 
 from hope_core import Variant, apply_rotary, compute_positions, get_variant, list_variants, make_variant, rotary_tables
 from hope_core.modeling import install, load, variant_of
+from tests.hope_core.layouts import Batch
+from tests.hope_core.tiny import assert_generates_as_without_cache, tiny_inputs, tiny_model
 
 HEADS, HEAD_DIM, THETA = 4, 32, 1e4
 MIXED = [
     make_variant("low_dynamic", positions="diagonal", frequencies="temporal_low", scaling="dynamic"),
-    make_variant("zero_fixed", positions="diagonal", frequencies="temporal_zero", scaling={"kind": "fixed", "factor": 2.0}),
+    make_variant(
+        "zero_fixed", positions="diagonal", frequencies="temporal_zero", scaling={"kind": "fixed", "factor": 2.0}
+    ),
     make_variant("high_diagonal", positions="diagonal", frequencies="temporal_high"),
     make_variant("zero_vision", positions="diagonal", frequencies={"kind": "temporal_zero", "scope": "vision"}),
     make_variant("corner_low_dynamic", positions="corner", frequencies="temporal_low", scaling="dynamic"),
@@ -24,7 +26,10 @@ MIXED = [
 ]
 VARIANTS = [get_variant(name) for name in list_variants()] + MIXED
 ROWS = Batch(
-    [[("text", 3), ("video", 5, 2, 3), ("text", 2), ("image", 3, 2)], [("image", 1, 1), ("text", 4), ("video", 2, 4, 1)]],
+    [
+        [("text", 3), ("video", 5, 2, 3), ("text", 2), ("image", 3, 2)],
+        [("image", 1, 1), ("text", 4), ("video", 2, 4, 1)],
+    ],
     [(0, 0), (2, 1)],
     wrap=True,
 )
@@ -122,7 +127,9 @@ class TestEveryVariant:
         inputs = tiny_inputs("qwen2_5_vl") | {"second_per_grid_ts": torch.tensor([0.8])}
         assert_generates_as_without_cache(model, inputs)
 
-    def test_a_saved_model_comes_back_with_the_variant_and_the_same_logits(self, variant: Variant, tmp_path: Any) -> None:
+    def test_a_saved_model_comes_back_with_the_variant_and_the_same_logits(
+        self, variant: Variant, tmp_path: Any
+    ) -> None:
         model = tiny_model("qwen2_5_vl")
         inputs = tiny_inputs("qwen2_5_vl") | {"second_per_grid_ts": torch.tensor([0.8])}
         install(model, settled(variant))

@@ -53,7 +53,7 @@ def test_head_wise_gives_whole_heads_to_axes(number: int, shares: tuple[int, int
 
 @pytest.mark.parametrize("number", [None, 1, 2])
 def test_head_wise_refuses_heads_too_few(number: int | None) -> None:
-    with pytest.raises(ValueError, match="headwise: .*key"):
+    with pytest.raises(ValueError, match=r"headwise: .*key"):
         get_variant("mhrope").slot_axes(64, number)
 
 
@@ -70,7 +70,7 @@ def test_an_odd_head_is_refused(head_dim: int) -> None:
 
 
 def test_shares_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="head_dim 24: .* need a multiple of 16"):
+    with pytest.raises(ValueError, match=r"head_dim 24: .* need a multiple of 16"):
         get_variant("hope").slot_axes(24)
 
 

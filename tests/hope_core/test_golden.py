@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.hope_core.golden import case_inputs, read_arrays, read_json, tiny_official_inputs, tiny_official_model
 
 from hope_core import Variant, apply_rotary, compute_positions, get_variant, make_variant, rotary_tables
 from hope_core.modeling import install
+from tests.hope_core.golden import case_inputs, read_arrays, read_json, tiny_official_inputs, tiny_official_model
 
 CASES = {case["name"]: case for case in read_json("cases.json")["cases"]}
 TOKENS = read_json("cases.json")["tokens"]
@@ -88,7 +88,7 @@ def with_parts(name: str, **parts: Any) -> Variant:
     return get_variant(name).replace(**parts)
 
 
-# Names and settings of mmropes.json. Its videorope and hope leave slot 0 to t and swap h and w: only positions are compared.
+# Names and settings of mmropes.json. Its videorope and hope have other slots: only their positions are compared.
 OTHERS: dict[str, Variant] = {
     "vanilla-rope": get_variant("vanilla"),
     "mrope_stride1": get_variant("m_rope"),

@@ -8,6 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, Qwen2VLForConditionalGeneration
+
+from hope_core import compute_positions, draw_scales, get_variant, make_variant
+from hope_core.modeling import (
+    export_stock,
+    install,
+    load,
+    scale_has_effect,
+    set_scale,
+    variant_of,
+    vision_tokens,
+)
 from tests.hope_core.tiny import (
     END,
     FAMILIES,
@@ -21,19 +34,6 @@ from tests.hope_core.tiny import (
     tiny_inputs,
     tiny_model,
     video_tokens,
-)
-from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, Qwen2VLForConditionalGeneration
-
-from hope_core import compute_positions, draw_scales, get_variant, make_variant
-from hope_core.modeling import (
-    export_stock,
-    install,
-    load,
-    scale_has_effect,
-    set_scale,
-    variant_of,
-    vision_tokens,
 )
 
 HOPE = get_variant("hope").at_scale(0.75)
@@ -265,7 +265,9 @@ def test_autocast_rotates_with_float32_angles(family: str) -> None:
 
 def test_a_dynamic_variant_refuses_to_run_without_a_factor_and_says_what_to_do() -> None:
     model, inputs = with_variant("qwen2_vl", get_variant("hope")), tiny_inputs("qwen2_vl")
-    with pytest.raises(ValueError, match=r"hope: .* in eval mode; choose a factor for inference: set_scale\(model, a\)"):
+    with pytest.raises(
+        ValueError, match=r"hope: .* in eval mode; choose a factor for inference: set_scale\(model, a\)"
+    ):
         model(**inputs)
     with pytest.raises(ValueError, match="in eval mode"):
         model.generate(**inputs, max_new_tokens=1)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hope_core.layouts import TOKENS, Batch
 
 from hope_core import compute_positions, get_variant, list_variants, make_variant
+from tests.hope_core.layouts import TOKENS, Batch
 
 M_ROPE = get_variant("m_rope")
 HOPE = get_variant("hope")
@@ -33,7 +33,9 @@ def test_the_hf5_rule_resumes_inside_a_long_video_and_decoding_goes_on_from_ther
 
 
 def test_tad_counts_text_twice() -> None:
-    positions = compute_positions(get_variant("tad_rope"), **batch([("text", 2), ("video", 2, 1, 2), ("text", 2)], wrap=False))
+    positions = compute_positions(
+        get_variant("tad_rope"), **batch([("text", 2), ("video", 2, 1, 2), ("text", 2)], wrap=False)
+    )
     assert temporal_row(positions) == [0, 2, 4, 5, 7, 8, 10, 12]
     assert positions.rope_deltas.item() == 14 - 8
 
@@ -92,11 +94,17 @@ def test_frames_that_stand_alone_between_timestamps_are_blocks_of_one_video() ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"video_grid_thw": None}, "row 0: video block of 8 tokens; .* video_grid_thw has 0 rows, so 8 tokens have no grid"),
+        (
+            {"video_grid_thw": None},
+            "video_grid_thw has 0 rows, so 8 tokens have no grid",
+        ),
         ({"video_grid_thw": [[2, 4, 4], [2, 4, 4]]}, "video_grid_thw has 2 rows, the tokens hold 1 video blocks"),
         ({"image_grid_thw": [[1, 4, 4]]}, "image_grid_thw has 1 rows, the tokens hold 0 image blocks"),
         ({"video_grid_thw": [[3, 4, 4]]}, r"row 0: video block of 8 tokens; video grid 0 needs 12 \(3 x 2 x 2"),
-        ({"video_grid_thw": [[1, 4, 4]]}, "row 0: video block of 8 tokens; .* video_grid_thw has 1 rows, so 4 tokens have no grid"),
+        (
+            {"video_grid_thw": [[1, 4, 4]]},
+            "video_grid_thw has 1 rows, so 4 tokens have no grid",
+        ),
         ({"video_grid_thw": [[2, 8, 8]]}, r"row 0: video block of 8 tokens; video grid 0 needs 32"),
         ({"video_grid_thw": [[2, 5, 4]]}, r"video grid \(2, 5, 4\).*multiples of spatial_merge_size 2"),
         ({"video_grid_thw": [[0, 4, 4]]}, r"video grid \(0, 4, 4\).*at least 1"),
@@ -128,7 +136,9 @@ def test_a_video_given_frame_by_frame_must_have_all_its_frames_in_its_row() -> N
     grid = torch.tensor([[2, 4, 4]])
     with pytest.raises(ValueError, match="row 0: video grid 0 still needs 1 of its 2 frames"):
         compute_positions(M_ROPE, torch.tensor([[5, *frame]]), tokens=TOKENS, video_grid_thw=grid)
-    with pytest.raises(ValueError, match="row 1: video frame of 4 tokens; .* still needs 1 frames of 4 tokens in row 0"):
+    with pytest.raises(
+        ValueError, match=r"row 1: video frame of 4 tokens; .* still needs 1 frames of 4 tokens in row 0"
+    ):
         compute_positions(M_ROPE, torch.tensor([[5, *frame], [5, *frame]]), tokens=TOKENS, video_grid_thw=grid)
 
 
@@ -149,7 +159,8 @@ def test_a_dynamic_variant_needs_a_factor_and_says_where_to_get_one() -> None:
 def test_a_generator_draws_one_factor_per_image_and_video_of_the_published_choices() -> None:
     rows = [[("video", 2, 1, 1)] * 40, [("image", 1, 1)] * 40]
     draws = [
-        compute_positions(HOPE, **batch(*rows), generator=torch.Generator().manual_seed(seed)).scales for seed in (1, 1, 2)
+        compute_positions(HOPE, **batch(*rows), generator=torch.Generator().manual_seed(seed)).scales
+        for seed in (1, 1, 2)
     ]
     assert draws[0] == draws[1] != draws[2]
     assert len(draws[0]) == 80
@@ -167,7 +178,9 @@ def test_scales_replace_the_factor_of_a_variant() -> None:
 
 def test_a_factor_for_a_variant_without_a_temporal_step_is_refused_but_one_is_none() -> None:
     inputs = batch([("video", 3, 2, 2), ("text", 1)])
-    with pytest.raises(ValueError, match="vanilla: scales .* no effect .*positions sequential has no step between frames"):
+    with pytest.raises(
+        ValueError, match=r"vanilla: scales .* no effect .*positions sequential has no step between frames"
+    ):
         compute_positions(get_variant("vanilla"), **inputs, scales=2.0)
     assert compute_positions(get_variant("vanilla"), **inputs, scales=1.0).scales == (1.0,)
 

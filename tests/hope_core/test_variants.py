@@ -5,19 +5,54 @@ from typing import Any
 
 import pytest
 
-from hope_core import AbsoluteTime, Dynamic, Fixed, NoScaling, Variant, draw_scales, get_variant, list_variants, make_variant
+from hope_core import (
+    AbsoluteTime,
+    Dynamic,
+    Fixed,
+    NoScaling,
+    Variant,
+    draw_scales,
+    get_variant,
+    list_variants,
+    make_variant,
+)
 from hope_core.designs import POSITIONS
 from hope_core.frequencies import FREQUENCIES
 
-NAMES = (
-    "vanilla tad_rope m_rope m_rope_hf5 qwen2_5_time videorope hope hope_x mrope_interleave mrope_interleave_reset "
-    "mhrope mhrope_reset vrope v2pe circlerope ilrope omnirope mmrope videorope_pp"
-).split()
+NAMES = [
+    "vanilla",
+    "tad_rope",
+    "m_rope",
+    "m_rope_hf5",
+    "qwen2_5_time",
+    "videorope",
+    "hope",
+    "hope_x",
+    "mrope_interleave",
+    "mrope_interleave_reset",
+    "mhrope",
+    "mhrope_reset",
+    "vrope",
+    "v2pe",
+    "circlerope",
+    "ilrope",
+    "omnirope",
+    "mmrope",
+    "videorope_pp",
+]
 
 GRID = [
     (positions, frequencies, scaling)
     for positions in ("corner", "diagonal", "frame", "spatial_reset", "sequential", "tad", "corner_time")
-    for frequencies in ("one_axis", "contiguous", "temporal_high", "temporal_low", "temporal_zero", "interleaved", "headwise")
+    for frequencies in (
+        "one_axis",
+        "contiguous",
+        "temporal_high",
+        "temporal_low",
+        "temporal_zero",
+        "interleaved",
+        "headwise",
+    )
     for scaling in ("none", "fixed", "dynamic", "absolute_time")
 ]
 
@@ -52,7 +87,7 @@ def test_every_cell_of_the_grid_is_a_variant_or_says_why_not(positions: str, fre
         variant = cell(positions, frequencies, scaling)
         assert Variant.from_dict(variant.to_dict()) == variant
     else:
-        with pytest.raises(ValueError, match="cannot go together; .*: use scaling") as error:
+        with pytest.raises(ValueError, match=r"cannot go together; .*: use scaling") as error:
             cell(positions, frequencies, scaling)
         assert "\n" not in str(error.value)
 
@@ -129,7 +164,9 @@ def test_a_factor_can_be_set_exactly_where_it_has_an_effect(name: str) -> None:
 
 
 def test_the_published_inference_scales() -> None:
-    scales = {name: get_variant(name).inference_scale for name in ("m_rope", "videorope", "hope", "v2pe", "qwen2_5_time")}
+    scales = {
+        name: get_variant(name).inference_scale for name in ("m_rope", "videorope", "hope", "v2pe", "qwen2_5_time")
+    }
     assert scales == {"m_rope": 1.0, "videorope": 2.0, "hope": 1.5, "v2pe": None, "qwen2_5_time": None}
 
 

@@ -29,7 +29,14 @@ TEXT = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-VISION = {"depth": 1, "num_heads": 2, "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+VISION = {
+    "depth": 1,
+    "num_heads": 2,
+    "in_channels": 3,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 PATCH = 3 * 2 * 4 * 4  # numbers in a patch
 
 
@@ -42,7 +49,12 @@ def tiny_config(family: str) -> Any:
         vision = VISION | {"hidden_size": 32, "out_hidden_size": 128, "intermediate_size": 64, "window_size": 16}
         vision |= {"fullatt_block_indexes": [0], "tokens_per_second": 2}
         return Qwen2_5_VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, **IDS)
-    vision = VISION | {"hidden_size": 32, "out_hidden_size": 128, "intermediate_size": 64, "num_position_embeddings": 64}
+    vision = VISION | {
+        "hidden_size": 32,
+        "out_hidden_size": 128,
+        "intermediate_size": 64,
+        "num_position_embeddings": 64,
+    }
     vision |= {"deepstack_visual_indexes": [0]}
     rope = rope | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
     return Qwen3VLConfig(text_config=TEXT | {"head_dim": 16, "rope_parameters": rope}, vision_config=vision, **IDS)
