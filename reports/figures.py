@@ -7,17 +7,16 @@ dash and in marker.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 INK, GRID = "#010203", "#040506"
@@ -68,10 +67,23 @@ def looks(variants: Sequence[str], baseline: str) -> dict[str, Look]:
     return found
 
 
-def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
-    """One panel of size (inches) as an inline SVG element with alt text; name keeps its ids apart from the others'."""
+def draw(
+    name: str,
+    alt: str,
+    size: tuple[float, float],
+    paint: Callable[[Axes], None],
+    margins: tuple[float, float, float, float] | None = (0.52, 0.12, 0.46, 0.08),
+) -> str:
+    """One panel as an inline SVG element with alt text; name keeps its ids apart from the others'.
+
+    size and margins (left, right, bottom, top) in inches; without margins they are found, which is slow.
+    """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout=None if margins else "constrained")
+        if margins:
+            left, right, bottom, top = margins
+            width, height = size
+            figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
@@ -113,9 +125,10 @@ def accuracy_by_context(
     unit: str,
     chance: float | None,
     train_length: float,
+    banded: Collection[str],
     size: tuple[float, float] = (4.6, 3.3),
 ) -> str:
-    """rows: variant, size, context, accuracy, low, high. A band per variant, a dotted line at the training length."""
+    """rows: variant, size, context, accuracy, low, high. Bands for the variants in banded; dotted: training length."""
 
     def paint(axes: Axes) -> None:
         places = rows[["size", "context"]].drop_duplicates().sort_values("size")
@@ -129,7 +142,10 @@ def accuracy_by_context(
             )
         for variant, line in rows.groupby("variant", sort=False):
             look, line = looks_of[str(variant)], line.sort_values("size")
-            axes.fill_between(line["size"], 100 * line.low, 100 * line.high, color=look.colour, alpha=0.10, linewidth=0)
+            if variant in banded:
+                axes.fill_between(
+                    line["size"], 100 * line.low, 100 * line.high, color=look.colour, alpha=0.16, linewidth=0
+                )
             axes.plot(
                 line["size"],
                 100 * line.accuracy,
@@ -160,35 +176,19 @@ def forest(name: str, alt: str, rows: Sequence[tuple[str, float, float, float, s
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
 
-    return draw(name, alt, (5.6, 0.7 + 0.3 * max(2, len(rows))), paint)
+    return draw(name, alt, (5.6, 0.7 + 0.3 * max(2, len(rows))), paint, margins=None)
 
 
-def heat_map(name: str, alt: str, table: pd.DataFrame, unit: str) -> str:
-    """table: depths down (0..1), contexts across, accuracy 0..1; one colour scale, 0 to 100 %, for all heat maps."""
-
-    def paint(axes: Axes) -> None:
-        values = table.to_numpy(dtype=float)
-        axes.pcolormesh(values, cmap=HEAT, vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                ink = "white" if value > 0.45 else "black"
-                axes.text(
-                    column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=9, color=ink
-                )
-        axes.set_xticks(np.arange(values.shape[1]) + 0.5, list(table.columns))
-        axes.set_yticks(np.arange(values.shape[0]) + 0.5, [f"{depth:g}" for depth in table.index])
-        axes.invert_yaxis()
-        axes.set_xlabel(f"context ({unit})")
-        axes.set_ylabel("needle depth")
-        axes.tick_params(length=0)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-
-    return draw(name, alt, (3.0, 2.5), paint)
+def heat_colours(value: float) -> tuple[str, str]:
+    """Background and ink of a heat map's cell; value 0..1, on one scale for all maps."""
+    return to_hex(HEAT(value)), "#ffffff" if value > 0.45 else "#000000"
 
 
 def scale_response(name: str, alt: str, points: pd.DataFrame, look: Look, published: float | None) -> str:
-    """points: seed, scale, accuracy, state, chosen. A line per seed; hollow: pruned; ring: chosen."""
+    """points: seed, scale, accuracy, state, chosen, per_kind.
+
+    Thick: mean over seeds. Marks: seeds, hollow where pruned, ringed where chosen. Thin: one line per kind of question.
+    """
 
     def paint(axes: Axes) -> None:
         scales = sorted(set(points.scale))
@@ -197,20 +197,25 @@ def scale_response(name: str, alt: str, points: pd.DataFrame, look: Look, publis
         axes.minorticks_off()
         if published is not None:
             axes.axvline(published, color=INK, linewidth=0.8, linestyle=":")
-        for _, line in points.sort_values("scale").groupby("seed"):
-            axes.plot(line.scale, 100 * line.accuracy, color=look.colour, linewidth=1.1, alpha=0.8)
-            for point in line.itertuples():
-                face = "none" if point.state == "pruned" else look.colour
-                axes.plot(
-                    [point.scale], [100 * point.accuracy], look.marker, color=look.colour, mfc=face, markersize=4.5
-                )
-                if point.chosen:
-                    axes.plot([point.scale], [100 * point.accuracy], "o", color=INK, mfc="none", markersize=10)
+        kinds = pd.DataFrame(list(points.per_kind), index=points.scale).groupby(level=0).mean()
+        if kinds.shape[1] > 1:
+            for place, kind in enumerate(kinds):
+                axes.plot(kinds.index, 100 * kinds[kind], color=INK, linewidth=0.9, linestyle=DASHES[1 + place % 3])
+                end = (kinds.index[-1], 100 * kinds[kind].iloc[-1])
+                axes.annotate(str(kind), end, xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        mean = points.groupby("scale").accuracy.mean()
+        axes.plot(mean.index, 100 * mean, color=look.colour, linewidth=2)
+        for point in points.itertuples():
+            face = "none" if point.state == "pruned" else look.colour
+            here = ([point.scale], [100 * point.accuracy])
+            axes.plot(*here, look.marker, color=look.colour, mfc=face, markersize=4)
+            if point.chosen:
+                axes.plot(*here, "o", color=INK, mfc="none", markersize=10)
         axes.set_ylim(0, 102)
         axes.set_xlabel("temporal scale at test time")
         axes.set_ylabel("validation accuracy (%)")
 
-    return draw(name, alt, (3.4, 2.6), paint)
+    return draw(name, alt, (3.8, 2.7), paint, margins=(0.52, 0.58, 0.46, 0.08))
 
 
 def training_curve(name: str, alt: str, curves: pd.DataFrame, looks_of: dict[str, Look], ylabel: str) -> str:
@@ -248,7 +253,7 @@ def slot_map(name: str, alt: str, rows: Sequence[tuple[str, Sequence[int]]]) -> 
         axes.tick_params(axis="y", length=0)
         axes.spines[:].set_visible(False)
 
-    return draw(name, alt, (6.4, 0.7 + 0.3 * len(rows)), paint)
+    return draw(name, alt, (6.4, 0.7 + 0.3 * len(rows)), paint, margins=None)
 
 
 def swatch(look: Look) -> str:
@@ -260,4 +265,4 @@ def swatch(look: Look) -> str:
         axes.set_xlim(-0.1, 2.1)
         axes.set_axis_off()
 
-    return draw("swatch", "", (0.42, 0.16), paint)
+    return draw("swatch", "", (0.42, 0.16), paint, margins=(0, 0, 0, 0))

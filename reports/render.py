@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from markupsafe import Markup
 
 from reports import sections
 from reports.results import StudyResults
-from reports.tables import RULE_TITLES, accuracy_tables, label_of, latex, percent
+from reports.tables import RULE_TITLES, accuracy_tables, label_of, latex, percent, rule_table
 from reports.verdicts import headline_rule, judge
 from reports.wording import verdict_sentence
 
@@ -74,12 +73,17 @@ def page_of(results: StudyResults, grid: pd.DataFrame, published: Path) -> dict[
         "headline": sections.accuracy_figures(results, grid, rule),
         "differences": sections.difference_figures(results, grid, rule),
         "tables": tables,
-        "tables_by_benchmark": [(title, list(group)) for title, group in groupby(tables, lambda table: table.title)],
-        "accuracy": [
-            figure
-            for other in results.scale_rules
-            if other != rule
-            for figure in sections.accuracy_figures(results, grid, other)
+        "tables_by_benchmark": [
+            (rule_table(group), group)
+            for benchmark in results.benchmarks
+            if (group := [table for table in tables if table.benchmark == benchmark])
+        ],
+        "other_rules": [
+            (each, sections.accuracy_figures(results, grid, each)) for each in results.scale_rules if each != rule
+        ],
+        "by_variant": [
+            (sections.benchmark_title(results, benchmark), sections.variant_figures(results, grid, benchmark, rule))
+            for benchmark in results.benchmarks
         ],
         "heat": [
             (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -13,17 +13,17 @@ from reports.ablation import AXES, axis_effects
 from reports.figures import Look
 from reports.results import StudyResults
 from reports.statistics import contrast, mean_estimates
-from reports.tables import MARKS, RULE_TITLES, label_of, percent, points
+from reports.tables import RULE_TITLES, label_of, mark_of, percent, points
 from reports.verdicts import BEYOND, ask, headline_rule, joined_contexts, questions_under
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One panel: its SVG, the line under it, and the scale rule it shows ("" where none applies)."""
+    """One panel: its SVG, its title and a smaller second line."""
 
     svg: Markup
     caption: str
-    scale_rule: str = ""
+    detail: str = ""
 
 
 def page_looks(results: StudyResults) -> dict[str, Look]:
@@ -40,27 +40,69 @@ def benchmark_title(results: StudyResults, benchmark: str) -> str:
 
 
 def accuracy_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: str) -> list[Figure]:
+    """All variants in one panel per benchmark, the band for the baseline alone."""
     found = []
     for benchmark in results.benchmarks:
-        rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule) & (grid.context != BEYOND)]
+        rows = accuracy_rows(results, grid, benchmark, scale_rule)
         if rows.empty:
             continue
-        record = results.record["benchmarks"][benchmark]
-        sizes = results.cells.drop_duplicates("context").set_index("context").context_size
         ends = rows[rows.context == results.contexts(benchmark)[-1]].sort_values("accuracy", ascending=False)
         said = ", ".join(f"{label_of(results, row.variant)} {percent(row.accuracy)}" for row in ends.itertuples())
-        title = f"{record['title']}, {RULE_TITLES.get(scale_rule, scale_rule).lower()}"
-        svg = figures.accuracy_by_context(
-            f"accuracy-{benchmark}-{scale_rule}",
-            f"Accuracy against context length on {title}. At the longest context, per cent: {said}.",
-            rows.assign(size=rows.context.map(sizes)),
-            page_looks(results),
-            unit=record["context_unit"],
-            chance=record.get("chance"),
-            train_length=record["train_length"],
-        )
-        found.append(Figure(Markup(svg), title, scale_rule))
+        title = f"{benchmark_title(results, benchmark)}, {RULE_TITLES.get(scale_rule, scale_rule).lower()}"
+        alt = f"Accuracy against context length on {title}. At the longest context, per cent: {said}."
+        svg = accuracy_panel(results, benchmark, f"accuracy-{benchmark}-{scale_rule}", alt, rows, {results.baseline})
+        found.append(Figure(Markup(svg), title))
     return found
+
+
+def variant_figures(results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str) -> list[Figure]:
+    """One panel per variant, beside the baseline, both with their bands."""
+    rows = accuracy_rows(results, grid, benchmark, scale_rule)
+    found = []
+    for variant in results.variants:
+        if variant == results.baseline or variant not in set(rows.variant):
+            continue
+        pair = {variant, results.baseline}
+        mine = rows[rows.variant == variant].sort_values("size")
+        said = ", ".join(
+            f"{row.context}: {percent(row.accuracy)} ({percent(row.low)} to {percent(row.high)})"
+            for row in mine.itertuples()
+        )
+        label = label_of(results, variant)
+        alt = f"{label} beside {label_of(results, results.baseline)}. Accuracy of {label} by context, per cent: {said}."
+        name = f"accuracy-{benchmark}-{scale_rule}-{variant}"
+        svg = accuracy_panel(results, benchmark, name, alt, rows[rows.variant.isin(pair)], pair, size=(3.4, 2.5))
+        found.append(Figure(Markup(svg), label))
+    return found
+
+
+def accuracy_rows(results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str) -> pd.DataFrame:
+    rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule) & (grid.context != BEYOND)]
+    sizes = results.cells.drop_duplicates("context").set_index("context").context_size
+    return rows.assign(size=rows.context.map(sizes))
+
+
+def accuracy_panel(
+    results: StudyResults,
+    benchmark: str,
+    name: str,
+    alt: str,
+    rows: pd.DataFrame,
+    banded: set[str],
+    size: tuple[float, float] = (4.6, 3.3),
+) -> str:
+    record = results.record["benchmarks"][benchmark]
+    return figures.accuracy_by_context(
+        name,
+        alt,
+        rows,
+        page_looks(results),
+        unit=record["context_unit"],
+        chance=record.get("chance"),
+        train_length=record["train_length"],
+        banded=banded,
+        size=size,
+    )
 
 
 def difference_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: str) -> list[Figure]:
@@ -74,7 +116,7 @@ def difference_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: st
             continue
         rows = [
             (
-                f"{label_of(results, row.variant)} {MARKS.get(row.verdict, '')}",
+                f"{label_of(results, row.variant)} {mark_of(row)}",
                 *(row.difference_value, row.difference_low, row.difference_high),
                 *(looks[row.variant].colour, looks[row.variant].marker),
             )
@@ -84,32 +126,49 @@ def difference_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: st
         title = benchmark_title(results, benchmark)
         alt = f"Difference to {label_of(results, results.baseline)} on {title} in points: {said}."
         svg = figures.forest(f"difference-{benchmark}-{scale_rule}", alt, rows)
-        found.append(Figure(Markup(svg), f"{title}: difference to {label_of(results, results.baseline)}", scale_rule))
+        found.append(Figure(Markup(svg), f"{title}: difference to {label_of(results, results.baseline)}"))
     return found
 
 
-def heat_maps(results: StudyResults, benchmark: str, scale_rule: str) -> list[Figure]:
+@dataclass(frozen=True)
+class HeatCell:
+    text: str
+    background: str
+    ink: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Per cent correct by needle depth (rows) and context (columns)."""
+
+    caption: str
+    contexts: list[str]
+    unit: str
+    rows: list[tuple[str, list[HeatCell | None]]]
+
+
+def heat_maps(results: StudyResults, benchmark: str, scale_rule: str) -> list[HeatMap]:
     """Depth x context of every variant, where the benchmark's questions have a depth."""
     asked = questions_under(results, benchmark, scale_rule).dropna(subset=["depth"])
-    unit = results.record["benchmarks"][benchmark]["context_unit"]
-    found = []
-    for variant in results.variants:
-        mine = asked[asked.variant == variant]
-        if mine.empty:
-            continue
-        table = mine.assign(correct=mine.correct.astype(float)).pivot_table(
-            index="depth", columns="context", values="correct", aggfunc="mean"
+    means = asked.assign(correct=asked.correct.astype(float)).groupby(["variant", "depth", "context"]).correct.mean()
+    contexts, depths = results.contexts(benchmark), sorted(set(asked.depth))
+    return [
+        HeatMap(
+            label_of(results, variant),
+            contexts,
+            results.record["benchmarks"][benchmark]["context_unit"],
+            [
+                (f"{depth:g}", [heat_cell(means.get((variant, depth, context), nan)) for context in contexts])
+                for depth in depths
+            ],
         )
-        table = table[[context for context in results.contexts(benchmark) if context in table.columns]]
-        label = label_of(results, variant)
-        rows = "; ".join(
-            f"depth {depth:g}: {', '.join(percent(value) for value in row)}"
-            for depth, row in zip(table.index, table.to_numpy(), strict=True)
-        )
-        alt = f"Accuracy of {label} by needle depth at contexts {', '.join(table.columns)}, per cent. {rows}."
-        svg = figures.heat_map(f"heat-{benchmark}-{scale_rule}-{variant}", alt, table, unit)
-        found.append(Figure(Markup(svg), label, scale_rule))
-    return found
+        for variant in results.variants
+        if variant in means.index.get_level_values("variant")
+    ]
+
+
+def heat_cell(value: float) -> HeatCell | None:
+    return None if isnan(value) else HeatCell(f"{100 * value:.0f}", *figures.heat_colours(value))
 
 
 def search_figures(results: StudyResults) -> list[Figure]:
@@ -125,7 +184,7 @@ def search_figures(results: StudyResults) -> list[Figure]:
         alt = f"Validation accuracy of {label_of(results, variant)} against its temporal scale. Chosen: {chosen}."
         published = results.variant(variant).get("published_scale")
         svg = figures.scale_response(f"scale-{variant}", alt, mine, looks[variant], published)
-        found.append(Figure(Markup(svg), f"{label_of(results, variant)}. Chosen: {chosen}"))
+        found.append(Figure(Markup(svg), label_of(results, variant), f"chosen: {chosen}"))
     return found
 
 
@@ -175,7 +234,11 @@ def slot_figure(results: StudyResults) -> Figure | None:
         for label, slots in rows
     )
     svg = figures.slot_map("slots", f"Which axis each rotary slot follows. {said}.", rows)
-    return Figure(Markup(svg), "Orange: time. Blue: rows. Green: columns. Outlined: not rotated.")
+    return Figure(
+        Markup(svg),
+        "Which axis each rotary slot follows",
+        "orange: time, blue: rows, green: columns, outlined: not rotated",
+    )
 
 
 def kind_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
@@ -210,21 +273,24 @@ def kind_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
 
 
 def effect_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
+    """One table per benchmark: an effect a row, the scale rules side by side."""
     for benchmark in results.benchmarks:
+        rows: dict[tuple[str, str, str], dict[str, Any]] = {}
         for scale_rule in results.scale_rules:
-            effects = axis_effects(results, benchmark, scale_rule)
-            if effects:
-                rows = [
-                    {
-                        "axis": AXES[effect.axis],
-                        "change": f"{effect.before} → {effect.after}",
-                        "difference": points(effect.difference.value),
-                        "interval": f"{points(effect.difference.low)} to {points(effect.difference.high)}",
-                        "pairs": "; ".join(
-                            f"{label_of(results, one)} → {label_of(results, other)}" for one, other in effect.pairs
-                        ),
-                    }
-                    for effect in effects
-                ]
-                title = f"{benchmark_title(results, benchmark)}, {RULE_TITLES.get(scale_rule, scale_rule).lower()}"
-                yield {"title": title, "rows": rows}
+            for effect in axis_effects(results, benchmark, scale_rule):
+                pairs = "; ".join(
+                    f"{label_of(results, one)} → {label_of(results, other)}" for one, other in effect.pairs
+                )
+                row = {
+                    "axis": AXES[effect.axis],
+                    "change": f"{effect.before} → {effect.after}",
+                    "pairs": pairs,
+                    "rules": {},
+                }
+                found = rows.setdefault((effect.axis, effect.before, effect.after), row)
+                difference = effect.difference
+                if not isnan(difference.value):
+                    interval = f"{points(difference.low)} to {points(difference.high)}"
+                    found["rules"][scale_rule] = {"difference": points(difference.value), "interval": interval}
+        if rows:
+            yield {"title": benchmark_title(results, benchmark), "rows": list(rows.values())}

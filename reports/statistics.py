@@ -4,15 +4,15 @@ Shapes: K variants, S seeds, V videos, Q questions. A *column* is one column of 
 to every trial of every variant.
 
 A column is read as a three-way mixed layout, variants x seeds x videos: variants fixed, seeds and videos drawn from
-larger populations. Questions weigh equally; videos enter as pseudo-values, so unequal numbers of questions keep the plain
-mean. The error of a contrast between variants is
+larger populations. Questions weigh equally; videos enter as pseudo-values, so unequal numbers of questions keep the
+plain mean. The error of a contrast between variants is
 
     variance = sum(weights^2) * (MS_vs / seeds + max(0, MS_vc - MS_vsc) / S) / V
 
 from the mean squares of variant x seed, variant x video and their three-way interaction, pooled over the column's
 variants, with Satterthwaite degrees of freedom. This is the analysis of multi-reader multi-case studies (Dorfman,
-Berbaum, Metz 1992; Hillis 2007) with seeds as readers and videos as cases, except that the videos keep degrees of freedom
-of their own, because they are few. docs/statistics.md shows by simulation how far its error rates hold.
+Berbaum, Metz 1992; Hillis 2007) with seeds as readers and videos as cases, except that the videos keep degrees of
+freedom of their own, because they are few. docs/statistics.md shows by simulation how far its error rates hold.
 """
 
 from collections.abc import Sequence
@@ -118,10 +118,10 @@ def interaction_components(column: Column) -> Components:
     centred = centred - centred.mean(axis=0, keepdims=True)
     video_df = (num_variants - 1) * (num_videos - 1)
     video_ms = harmonic_seeds * float((centred**2).sum()) / video_df
-    return components(seed_ms, video_ms, residual_ms, seed_df, video_df, num_videos, harmonic_seeds)
+    return as_components(seed_ms, video_ms, residual_ms, seed_df, video_df, num_videos, harmonic_seeds)
 
 
-def components(
+def as_components(
     seed_ms: float, video_ms: float, residual_ms: float, seed_df: float, video_df: float, num_videos: int, seeds: float
 ) -> Components:
     excess = max(0.0, video_ms - residual_ms)
@@ -148,18 +148,15 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
         raise ValueError(
             f"weights of a contrast must sum to zero, not {used.sum():g}: give the baseline a negative weight"
         )
-    has_trial = column.trials.any(axis=1)
-    if not has_trial[used != 0].all():
-        return Estimate(nan, nan, nan, nan, nan, nan, 0)
-    column = Column(column.correct[has_trial], column.videos)
-    used = used[has_trial]
-    common = column.trials[used != 0].all(axis=0)
-    num_seeds = int(common.sum())
+    weighted = np.flatnonzero(used)
+    common = np.flatnonzero(np.all(column.trials[weighted], axis=0))
+    num_seeds = len(common)
     if num_seeds == 0:
         return Estimate(nan, nan, nan, nan, nan, nan, 0)
-    weighted = used != 0
     value = float(used[weighted] @ column.correct[weighted][:, common].mean(axis=(1, 2)))
-    variance, degrees_of_freedom = interaction_components(column).error(num_seeds)
+    has_trial = np.flatnonzero(np.any(column.trials, axis=1))
+    components = interaction_components(Column(column.correct[has_trial], column.videos))
+    variance, degrees_of_freedom = components.error(num_seeds)
     variance *= float((used**2).sum())
     if variance < 1e-18:
         return without_variation(value, len(column.videos), num_seeds)
@@ -218,7 +215,7 @@ def pooled_mean_components(scaled: list[NDArray[np.float64]], num_videos: int) -
     seed_ms = seed_ss / seed_df if seed_df else 0.0
     residual_ms = residual_ss / (seed_df * (num_videos - 1)) if seed_df else 0.0
     seeds = 1 / float(np.mean([1 / len(table) for table in scaled]))
-    return components(seed_ms, video_ms, residual_ms, seed_df, num_videos - 1, num_videos, seeds)
+    return as_components(seed_ms, video_ms, residual_ms, seed_df, num_videos - 1, num_videos, seeds)
 
 
 def wilson(p: float, size: float, quantile: float = float(stats.norm.ppf(1 - ALPHA / 2))) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from reports.results import StudyResults
+from reports.statistics import ALPHA
 from reports.verdicts import BEYOND, headline_rule, joined_contexts, judge
 
 RULE_TITLES = {
@@ -14,6 +15,7 @@ RULE_TITLES = {
     "equal": "At equal scale",
     "searched": "Scale searched on validation questions",
 }
+RULE_HEADS = {"published": "As published", "equal": "Equal scale", "searched": "Scale searched"}
 RULE_PHRASES = {
     "published": "at its published scale",
     "equal": "at equal scale",
@@ -35,6 +37,7 @@ class TableCell:
     mark: str
     verdict: str
     note: str
+    fewer_seeds: str
     best: bool
     anchor: str
 
@@ -104,7 +107,10 @@ def accuracy_table(results: StudyResults, grid: pd.DataFrame, benchmark: str, sc
             label_of(results, variant),
             variant == results.baseline,
             scales_of(results, benchmark, scale_rule, variant),
-            [table_cell(by_place.get((variant, context)), best) for context in [*contexts, BEYOND]],
+            [
+                table_cell(by_place.get((variant, context)), best, int(rows.seeds.max()))
+                for context in [*contexts, BEYOND]
+            ],
         )
         for variant in variants
     ]
@@ -144,19 +150,18 @@ def spread(values: list[int]) -> str:
     return "no" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def table_cell(row: Any, best: dict[str, float]) -> TableCell | None:
+def table_cell(row: Any, best: dict[str, float], most_seeds: int) -> TableCell | None:
     if row is None:
         return None
-    mark = MARKS.get(row.verdict, "")
     note = ""
-    alone = row.verdict == "cannot tell" and row.difference_num_seeds >= 2 and row.p_value <= 0.05
     if row.verdict and row.difference_num_seeds == 0:
         note = "no seed in common with the baseline"
     elif row.verdict and row.difference_num_seeds == 1:
         note = "one seed: cannot tell beyond this seed"
-    elif alone:
-        mark = ALONE_MARKS["better" if row.difference_value > 0 else "worse"]
-        note = "alone its interval leaves out zero, after correction over the grid it does not"
+    elif stands_alone(row):
+        note = "its own interval leaves out zero, but not after correction over the grid"
+    elif row.verdict and row.difference_num_seeds < most_seeds:
+        note = f"on the {row.difference_num_seeds:.0f} seeds that it shares with the baseline"
     return TableCell(
         accuracy=percent(row.accuracy),
         interval=f"{100 * row.low:.0f}–{100 * row.high:.0f}",
@@ -164,11 +169,50 @@ def table_cell(row: Any, best: dict[str, float]) -> TableCell | None:
         difference_interval=""
         if isnan(row.difference_value)
         else f"{points(row.difference_low)} to {points(row.difference_high)}",
-        mark=mark,
+        mark=mark_of(row),
         verdict=row.verdict,
         note=note,
+        fewer_seeds=f"{row.seeds} of {most_seeds} seeds" if row.seeds < most_seeds else "",
         best=row.accuracy == best[row.context],
         anchor=f"cells-{row.benchmark}-{row.variant}",
+    )
+
+
+def stands_alone(row: Any) -> bool:
+    """Whether the comparison would have a verdict if it were the only one."""
+    return bool(row.verdict == "cannot tell" and row.difference_num_seeds >= 2 and row.p_value <= ALPHA)
+
+
+def mark_of(row: Any) -> str:
+    if stands_alone(row):
+        return ALONE_MARKS["better" if row.difference_value > 0 else "worse"]
+    return MARKS.get(row.verdict, "")
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """One benchmark's joined contexts, scale rules side by side: per rule (scale, cell), None if unfinished."""
+
+    title: str
+    heads: list[str]
+    column: str
+    rows: list[tuple[TableRow, list[tuple[str, TableCell | None]]]]
+
+
+def rule_table(tables: list[AccuracyTable]) -> RuleTable:
+    """The last columns of one benchmark's tables, one table per scale rule."""
+    rows_of = [{row.variant: row for row in table.rows} for table in tables]
+    variants = list(dict.fromkeys(variant for rows in rows_of for variant in rows))
+    rows = []
+    for variant in variants:
+        found = [rows.get(variant) for rows in rows_of]
+        cells = [(row.scales, row.cells[-1]) if row else ("", None) for row in found]
+        rows.append((next(row for row in found if row), cells))
+    return RuleTable(
+        tables[0].title,
+        [RULE_HEADS.get(table.scale_rule, table.scale_rule) for table in tables],
+        tables[0].heads[-1][0],
+        rows,
     )
 
 
@@ -223,7 +267,7 @@ def summary_table(results: StudyResults, grid: pd.DataFrame | None = None) -> st
         blocks.append("\n".join([f"{table.title}, {table.rule_title.lower()}", *lines]))
     legend = (
         f"Accuracy in per cent [95 % interval] and difference to {results.baseline} in points: "
-        "▲ better, ▼ worse, ○ cannot tell (Holm over the grid)."
+        "▲ better, ▼ worse, ○ cannot tell (Holm over the grid); △ ▽ only without that correction."
     )
     return "\n\n".join([*blocks, legend])
 
@@ -231,5 +275,5 @@ def summary_table(results: StudyResults, grid: pd.DataFrame | None = None) -> st
 def plain_cell(cell: TableCell | None) -> str:
     if cell is None:
         return "-"
-    shift = f" {cell.difference} {MARKS[cell.verdict]}" if cell.difference else ""
+    shift = f" {cell.difference} {cell.mark}" if cell.difference else ""
     return f"{cell.accuracy} [{cell.interval}]{shift}"

@@ -30,10 +30,16 @@ class Asked:
 
 
 def questions_under(results: StudyResults, benchmark: str, scale_rule: str) -> pd.DataFrame:
-    """Questions of one benchmark at one scale rule; variants without a scale bring their only cells."""
+    """Questions of one benchmark at one scale rule.
+
+    Variants without a scale answer alike under every rule: they bring their published cells, so that one comparison is
+    not made twice.
+    """
     asked = results.questions[results.questions.benchmark == benchmark]
-    fixed = [variant["name"] for variant in results.record["variants"] if not variant["scalable"]]
     of_rule = asked.scale_rule == scale_rule
+    if DEFAULT_RULE not in results.scale_rules:
+        return asked[of_rule]
+    fixed = [variant["name"] for variant in results.record["variants"] if not variant["scalable"]]
     return asked[
         (of_rule & ~asked.variant.isin(fixed)) | ((asked.scale_rule == DEFAULT_RULE) & asked.variant.isin(fixed))
     ]

@@ -24,7 +24,7 @@ def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
         said = said_of(results, here, baseline)
         where.setdefault(said, []).append(results.record["benchmarks"][benchmark]["title"])
     sentences = [f"on {listing(titles)}, {said}." for said, titles in where.items()]
-    opening = f"{length_phrase(results)} and {RULE_PHRASES.get(rule, f'under the scale rule {rule}')}"
+    opening = f"{length_phrase(results)}, with each variant {RULE_PHRASES.get(rule, f'under the scale rule {rule}')}"
     return f"{opening[0].upper()}{opening[1:]}, {sentences[0]}" + "".join(
         f" {text[0].upper()}{text[1:]}" for text in sentences[1:]
     )
@@ -54,12 +54,12 @@ def said_of(results: StudyResults, rows: pd.DataFrame, baseline: str) -> str:
         parts.append(
             f"the study cannot tell any variant from {baseline}"
             if everything
-            else f"for {listing(names)} it cannot tell"
+            else f"about {listing(names)} it cannot tell"
         )
     if len(one_seed):
         names = [f"{label_of(results, row.variant)} ({points(row.difference_value)})" for row in one_seed.itertuples()]
         parts.append(
-            f"{listing(names)} and {baseline} share one seed: differences between seeds are not estimated, so nothing can "
-            "be told beyond this seed"
+            f"{listing(names)} and {baseline} share one seed: differences between seeds are not estimated, so nothing "
+            "can be told beyond this seed"
         )
     return "; ".join(parts)

@@ -195,7 +195,7 @@ def trial_runs(
     rng: np.random.Generator,
     place: int,
 ) -> list[Run]:
-    """A trial and its cells. Variants without a scale have cells of the published rule only."""
+    """A trial and its cells. Variants without a scale give the same answers under every rule."""
     trial_id = f"{variant.name}-s{seed}"
     shared = {
         "study": design.name,
@@ -217,15 +217,18 @@ def trial_runs(
         params={"recipe.lr": "0.001", "recipe.steps": str(design.steps)},
         metrics=[*curve, ("duration_s", 16.5, 0), ("cached", float(seed == 1), 0)],
     )
+    draws = {column: rng.random(design.questions) for column in difficulty}
     cells = []
-    for benchmark, rule in product(design.benchmarks, design.scale_rules if variant.scalable else ["published"]):
-        scale = {"published": variant.published_scale, "equal": 1.0, "searched": 0.5}[rule]
+    for benchmark, rule in product(design.benchmarks, design.scale_rules):
+        scale = (
+            {"published": variant.published_scale, "equal": 1.0, "searched": 0.5}[rule] if variant.scalable else None
+        )
         lines: list[str] = []
         for context in design.contexts:
             reach = design.contexts.index(context) / max(1, len(design.contexts) - 1)
-            gain = 0.1 if rule == "searched" else 0.0
+            gain = 0.1 if rule == "searched" and variant.scalable else 0.0
             chance = 0.9 - 0.6 * reach + (variant.effect + gain) * reach + luck * reach + difficulty[benchmark, context]
-            correct = rng.random(design.questions) < chance
+            correct = draws[benchmark, context] < chance
             cell_run, asked = cell(design, shared, (benchmark, context, rule), scale, correct)
             cells.append(Run(**{**cell_run.__dict__, "parent": place}))
             lines += asked
