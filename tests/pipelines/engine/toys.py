@@ -86,7 +86,11 @@ def wait_for_gate(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: 
     found = sorted(path.name for path in out_dir.iterdir())
     (out_dir / "partial.txt").write_text("half")
     witness(config, found=found)
-    wait_until((config.placement.folder / "gate").exists)
+    try:
+        wait_until((config.placement.folder / "gate").exists)
+    except KeyboardInterrupt:
+        (out_dir / "cleaned_up.txt").write_text("an interrupt leaves time for this, a kill does not")
+        raise
     return {"found": found}
 
 
