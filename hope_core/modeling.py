@@ -80,6 +80,10 @@ class _VariantInner:
     rope_deltas: Tensor | None
     training: bool
 
+    def has_vision(self, input_ids: Tensor) -> bool:
+        """Whether any token stands for a piece of an image or a video."""
+        return bool(((input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)).any())
+
     def get_rope_index(
         self,
         input_ids: Tensor,
@@ -139,6 +143,10 @@ class _VariantInner:
             return position_ids
         if past == 0 and (image_grid_thw is not None or video_grid_thw is not None):
             raise ValueError("inputs_embeds with grids: positions need input_ids, or pass position_ids")
+        if past and input_ids is not None and self.has_vision(input_ids):
+            raise ValueError(
+                "images or videos after a cache: pass position_ids of the whole row from compute_positions"
+            )
         rows, length = inputs_embeds.shape[:2]
         if attention_mask is not None:
             index = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
@@ -167,10 +175,10 @@ class _VariantLM:
             ids = inputs_tensor
         cache = model_kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length()
-        kinds = model_kwargs.get("mm_token_type_ids")
-        new_vision = kinds is not None and bool(kinds[:, past:].any())
+        has_ids = ids.ndim == 2 and not ids.is_floating_point()
+        new_vision = has_ids and self.model.has_vision(ids[:, past:])
         continues = past > 0 and self.model.rope_deltas is not None and not new_vision
-        if not continues and ids.ndim == 2 and not ids.is_floating_point():
+        if has_ids and not continues:
             given = {key: value for key, value in model_kwargs.items() if key != "input_ids"}
             rows, self.model.rope_deltas = self.model.get_rope_index(ids, **given)
         else:

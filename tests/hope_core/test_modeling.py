@@ -377,6 +377,33 @@ def test_an_exported_model_is_plain_and_the_loss_of_the_variant_is_said(family: 
     assert variant_of(model) == get_variant("mhrope")
 
 
+def test_a_video_after_a_cache_is_refused_without_positions() -> None:
+    model, inputs = with_variant("qwen2_vl", HOPE), tiny_inputs("qwen2_vl")
+    cache = model(input_ids=torch.tensor([[3, 4]]), use_cache=True).past_key_values
+    names = ("input_ids", "pixel_values_videos", "video_grid_thw")
+    with pytest.raises(ValueError, match="after a cache: pass position_ids"):
+        model(**{name: inputs[name] for name in names}, past_key_values=cache)
+
+
+@every_family
+@some_variants
+def test_a_video_in_the_second_turn_is_placed_after_the_first(family: str, variant: Any) -> None:
+    model, inputs = with_variant(family, variant), tiny_inputs(family)
+    with torch.no_grad():
+        first = model.generate(
+            torch.tensor([[3, 4, 5]]), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
+        )
+        turn = torch.cat((first.sequences, inputs["input_ids"]), 1)
+        again = inputs | {
+            "input_ids": turn,
+            "attention_mask": torch.ones_like(turn),
+            "mm_token_type_ids": kinds_of(turn),
+        }
+        fresh = model.generate(**again, max_new_tokens=3, do_sample=False)
+        continued = model.generate(**again, past_key_values=first.past_key_values, max_new_tokens=3, do_sample=False)
+    assert continued.tolist() == fresh.tolist()
+
+
 def test_embeddings_with_grids_but_without_ids_are_refused() -> None:
     model, inputs = with_variant("qwen2_vl", HOPE), tiny_inputs("qwen2_vl")
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
