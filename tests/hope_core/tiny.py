@@ -80,13 +80,13 @@ def video_tokens(family: str, frames: int, rows: int, columns: int) -> list[int]
     return [START, *[VIDEO] * (frames * rows * columns), END]
 
 
-def tiny_inputs(family: str, *, frames: int = 7, left_pad: int = 0) -> dict[str, Tensor]:
-    """One row: text, a video of frames x 2 x 2 tokens, text. Seven frames exceed rows and columns."""
-    ids = [3, 4, 5, *video_tokens(family, frames, 2, 2), 6, 7, 8, 9]
+def tiny_inputs(family: str, *, frames: int = 7, columns: int = 2, left_pad: int = 0) -> dict[str, Tensor]:
+    """One row: text, a video of frames x 2 x columns tokens, text. Seven frames exceed rows and columns."""
+    ids = [3, 4, 5, *video_tokens(family, frames, 2, columns), 6, 7, 8, 9]
     mask = [0] * left_pad + [1] * len(ids)
     ids = [PAD] * left_pad + ids
     input_ids = torch.tensor([ids])
-    grid = torch.tensor([[frames, 4, 4]])
+    grid = torch.tensor([[frames, 4, 2 * columns]])
     pixels = torch.randn(int(grid.prod()), PATCH, generator=torch.Generator().manual_seed(1))
     return {
         "input_ids": input_ids,
