@@ -241,9 +241,9 @@ def slot_map(name: str, alt: str, rows: Sequence[tuple[str, Sequence[int]]]) -> 
     def paint(axes: Axes) -> None:
         for place, (_, slots) in enumerate(rows):
             for slot, axis in enumerate(slots):
-                edge = GRID if axis == -1 else "none"
+                edge = INK if axis == -1 else "none"
                 axes.add_patch(
-                    mpl.patches.Rectangle((slot, place - 0.36), 0.9, 0.72, fc=AXIS_COLOURS[axis], ec=edge, lw=0.6)
+                    mpl.patches.Rectangle((slot, place - 0.36), 0.9, 0.72, fc=AXIS_COLOURS[axis], ec=edge, lw=0.4)
                 )
         axes.set_xlim(0, max(len(slots) for _, slots in rows))
         axes.set_ylim(len(rows) - 0.4, -0.6)

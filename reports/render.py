@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from reports import sections
 from reports.results import StudyResults
-from reports.tables import RULE_TITLES, accuracy_tables, label_of, latex, percent, rule_table
+from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, label_of, latex, percent, rule_table
 from reports.verdicts import headline_rule, judge
 from reports.wording import verdict_sentence
 
@@ -66,6 +66,7 @@ def page_of(results: StudyResults, grid: pd.DataFrame, published: Path) -> dict[
         "results": results,
         "label": lambda name: label_of(results, name),
         "rule_titles": RULE_TITLES,
+        "rule_heads": RULE_HEADS,
         "headline_rule": rule,
         "verdict": verdict_sentence(results, grid),
         "facts": facts(results, grid),

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 ALPHA = 0.05
+# Level of the F ratio beyond which contrasted variants keep their own error instead of the column's.
+GUARD = 0.95
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,24 @@ def interaction_components(column: Column) -> Components:
     centred = centred - centred.mean(axis=0, keepdims=True)
     video_df = (num_variants - 1) * (num_videos - 1)
     video_ms = harmonic_seeds * float((centred**2).sum()) / video_df
-    return as_components(seed_ms, video_ms, residual_ms, seed_df, video_df, num_videos, harmonic_seeds)
+    return as_components(seed_ms, video_ms, residual_ms, seed_df, video_df, num_videos, harmonic_seeds, discounted=True)
 
 
 def as_components(
-    seed_ms: float, video_ms: float, residual_ms: float, seed_df: float, video_df: float, num_videos: int, seeds: float
+    seed_ms: float,
+    video_ms: float,
+    residual_ms: float,
+    seed_df: float,
+    video_df: float,
+    num_videos: int,
+    num_seeds: float,
+    *,
+    discounted: bool,
 ) -> Components:
+    """Components from mean squares; discounted as in Components.video_discount."""
     excess = max(0.0, video_ms - residual_ms)
-    discount = video_ms / excess if excess else 1.0
-    return Components(seed_ms / num_videos, excess / (seeds * num_videos), seed_df, video_df, discount)
+    discount = video_ms / excess if excess and discounted else 1.0
+    return Components(seed_ms / num_videos, excess / (num_seeds * num_videos), seed_df, video_df, discount)
 
 
 def tie_floor(noise: float, degrees_of_freedom: float) -> float:
@@ -155,7 +166,10 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
         return Estimate(nan, nan, nan, nan, nan, nan, 0)
     value = float(used[weighted] @ column.correct[weighted][:, common].mean(axis=(1, 2)))
     has_trial = np.flatnonzero(np.any(column.trials, axis=1))
-    components = interaction_components(Column(column.correct[has_trial], column.videos))
+    components = guarded(
+        interaction_components(Column(column.correct[has_trial], column.videos)),
+        interaction_components(Column(column.correct[weighted], column.videos)),
+    )
     variance, degrees_of_freedom = components.error(num_seeds)
     variance *= float((used**2).sum())
     if variance < 1e-18:
@@ -164,6 +178,19 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
     reach = error * float(stats.t.ppf(1 - ALPHA / 2, degrees_of_freedom))
     p_value = float(2 * stats.t.sf(abs(value) / error, degrees_of_freedom))
     return Estimate(value, value - reach, value + reach, error, degrees_of_freedom, p_value, num_seeds)
+
+
+def guarded(pooled: Components, own: Components) -> Components:
+    """Pooled components, except where the contrasted variants' own are larger beyond the 5 % point of an F ratio.
+
+    Pooling assumes that variants vary alike; a variant that trains unstably must not borrow the calm of the others.
+    """
+    seed, seed_df = pooled.seed, pooled.seed_df
+    if own.seed_df and own.seed > pooled.seed * stats.f.ppf(GUARD, own.seed_df, pooled.seed_df):
+        seed, seed_df = own.seed, own.seed_df
+    if own.video > pooled.video * stats.f.ppf(GUARD, own.video_df, pooled.video_df):
+        return Components(seed, own.video, seed_df, own.video_df, own.video_discount)
+    return Components(seed, pooled.video, seed_df, pooled.video_df, pooled.video_discount)
 
 
 def without_variation(value: float, num_questions: int, num_seeds: int) -> Estimate:
@@ -215,7 +242,7 @@ def pooled_mean_components(scaled: list[NDArray[np.float64]], num_videos: int) -
     seed_ms = seed_ss / seed_df if seed_df else 0.0
     residual_ms = residual_ss / (seed_df * (num_videos - 1)) if seed_df else 0.0
     seeds = 1 / float(np.mean([1 / len(table) for table in scaled]))
-    return as_components(seed_ms, video_ms, residual_ms, seed_df, num_videos - 1, num_videos, seeds)
+    return as_components(seed_ms, video_ms, residual_ms, seed_df, num_videos - 1, num_videos, seeds, discounted=False)
 
 
 def wilson(p: float, size: float, quantile: float = float(stats.norm.ppf(1 - ALPHA / 2))) -> tuple[float, float]:

@@ -1,0 +1,199 @@
+"""The statistics against independent implementations and against simulated truth."""
+
+from dataclasses import replace
+from math import inf, isnan
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from scipy import stats
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from reports.simulate import SCENARIOS, draw_column, run, weights
+from reports.statistics import (
+    Column,
+    Estimate,
+    contrast,
+    holm,
+    interaction_components,
+    mean_estimates,
+    minimum_detectable_difference,
+    verdict,
+    wilson,
+)
+
+
+def column(num_variants: int, num_seeds: int, num_videos: int, per_video: int, seed: int = 0) -> Column:
+    rng = np.random.default_rng(seed)
+    chance = 0.5 + 0.1 * rng.normal(size=(num_variants, num_seeds, 1, 1)) + 0.2 * rng.normal(size=(1, 1, num_videos, 1))
+    chance = chance + 0.1 * rng.normal(size=(num_variants, 1, num_videos, 1))
+    correct = (rng.random((num_variants, num_seeds, num_videos, per_video)) < chance).astype(float)
+    videos = np.repeat(np.arange(num_videos), per_video).astype(object)
+    return Column(correct.reshape(num_variants, num_seeds, -1), videos)
+
+
+def video_means(made: Column) -> pd.DataFrame:
+    rows = [
+        (variant, seed, video, made.correct[variant, seed, made.videos == video].mean())
+        for variant, seed in np.argwhere(made.trials)
+        for video in sorted(set(made.videos))
+    ]
+    return pd.DataFrame(rows, columns=["variant", "seed", "video", "mean"])
+
+
+def test_the_mean_squares_are_those_of_a_three_way_analysis_of_variance() -> None:
+    made = column(4, 3, 5, 8)
+    model = smf.ols("mean ~ (C(variant) + C(seed) + C(video)) ** 2", video_means(made)).fit()
+    table = anova_lm(model)
+    squares = table.sum_sq / table.df
+    found = interaction_components(made)
+    assert found.seed == pytest.approx(squares["C(variant):C(seed)"] / 5)
+    assert found.seed_df == table.df["C(variant):C(seed)"]
+    excess = max(0, squares["C(variant):C(video)"] - squares["Residual"])
+    assert excess > 0
+    assert found.video == pytest.approx(excess / (3 * 5))
+    assert found.video_df == table.df["C(variant):C(video)"]
+
+
+def test_missing_trials_leave_the_residual_of_the_additive_table() -> None:
+    made = column(4, 4, 5, 8)
+    made.correct[1, 3] = made.correct[2, 1] = made.correct[2, 3] = np.nan
+    means = video_means(made).groupby(["variant", "seed"])["mean"].mean().reset_index()
+    model = smf.ols("mean ~ C(variant) + C(seed)", means).fit()
+    found = interaction_components(made)
+    assert found.seed == pytest.approx(model.ssr / model.df_resid)
+    assert found.seed_df == model.df_resid
+
+
+def test_one_seed_gives_the_paired_t_test_over_videos() -> None:
+    made = column(2, 1, 6, 10)
+    means = video_means(made).pivot(index="video", columns="variant", values="mean")
+    expected = stats.ttest_rel(means[1], means[0])
+    found = contrast(made, [-1, 1])
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.num_seeds == 1
+
+
+def test_without_excess_between_videos_two_variants_give_the_paired_t_test_over_seeds() -> None:
+    made = next(made for seed in range(50) if not interaction_components(made := column(2, 4, 3, 20, seed)).video)
+    means = made.correct.mean(axis=2)
+    expected = stats.ttest_rel(means[1], means[0])
+    found = contrast(made, [-1, 1])
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.value == pytest.approx(means[1].mean() - means[0].mean())
+
+
+def test_only_shared_seeds_enter_a_difference() -> None:
+    made = column(3, 4, 5, 8)
+    made.correct[0, 3] = made.correct[1, 0] = np.nan
+    found = contrast(made, [-1, 1, 0])
+    assert found.num_seeds == 2
+    assert found.value == pytest.approx(float((made.correct[1, 1:3] - made.correct[0, 1:3]).mean()))
+
+
+def test_variants_without_a_seed_in_common_are_not_compared() -> None:
+    made = column(2, 4, 5, 8)
+    made.correct[0, :2] = made.correct[1, 2:] = np.nan
+    found = contrast(made, [-1, 1])
+    assert found.num_seeds == 0
+    assert isnan(found.value)
+
+
+def test_one_seed_never_gets_a_verdict() -> None:
+    sure = Estimate(0.4, 0.3, 0.5, 0.01, 10, 1e-9, num_seeds=1)
+    assert verdict(sure, 1e-8) == "cannot tell"
+    assert verdict(replace(sure, num_seeds=2), 1e-8) == "better"
+    assert verdict(replace(sure, num_seeds=2, value=-0.4), 1e-8) == "worse"
+    assert verdict(replace(sure, num_seeds=2), 0.2) == "cannot tell"
+
+
+def test_agreement_to_the_last_question_leaves_an_interval_open() -> None:
+    same = Column(np.ones((3, 3, 40)), np.repeat(np.arange(4), 10).astype(object))
+    found = contrast(same, [-1, 1, 0])
+    assert (found.value, found.p_value) == (0.0, 1.0)
+    assert found.high == pytest.approx(proportion_confint(0, 40, method="beta")[1], rel=0.02)
+    apart = Column(np.stack([np.zeros((3, 40)), np.ones((3, 40))]), same.videos)
+    assert contrast(apart, [-1, 1]).p_value < 1e-9
+
+
+def test_seeds_with_equal_counts_do_not_make_a_difference_certain() -> None:
+    made = column(2, 2, 6, 4, seed=3)
+    for seed, shift in ((0, 0), (1, 5)):
+        made.correct[0, seed] = np.roll(np.repeat([1.0, 0.0], [12, 12]), shift)
+        made.correct[1, seed] = np.roll(np.repeat([1.0, 0.0], [13, 11]), shift + 3)
+    assert contrast(made, [-1, 1]).p_value > 0.01
+
+
+def test_a_single_video_is_clustered_by_question() -> None:
+    made = column(2, 3, 1, 30)
+    assert np.isfinite(contrast(made, [-1, 1]).p_value)
+
+
+def test_holm_is_the_step_down_adjustment_and_leaves_unknown_values_out() -> None:
+    p_values = [0.01, 0.04, 0.003, 0.8, 0.02]
+    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+    assert holm([0.01, float("nan"), 0.5])[0] == pytest.approx(0.02)
+    assert isnan(holm([0.01, float("nan")])[1])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("correct", "size"), [(0, 20), (7, 20), (20, 20), (450, 900)])
+def test_wilson_is_the_score_interval(correct: int, size: int) -> None:
+    assert wilson(correct / size, size) == pytest.approx(proportion_confint(correct, size, method="wilson"), abs=1e-12)
+
+
+def test_weights_that_do_not_sum_to_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="sum to zero, not 1"):
+        contrast(column(2, 2, 4, 5), [1, 0])
+
+
+def test_more_of_anything_resolves_smaller_differences() -> None:
+    base = minimum_detectable_difference(50, 4, 3, num_variants=6)
+    assert minimum_detectable_difference(200, 4, 3, num_variants=6) < base
+    assert minimum_detectable_difference(50, 20, 3, num_variants=6) < base
+    assert minimum_detectable_difference(50, 4, 6, num_variants=6) < base
+    assert minimum_detectable_difference(50, 4, 3, num_variants=6, num_comparisons=100) > base
+    assert minimum_detectable_difference(50, 4, 1) == inf
+    with pytest.raises(ValueError, match="0 questions"):
+        minimum_detectable_difference(0, 4, 3)
+
+
+def test_the_planned_difference_is_found_as_often_as_planned() -> None:
+    scenario = replace(SCENARIOS[0], questions_per_video=(12,) * 8, seed_sd=0.03 / 2**0.5, video_sd=0.05 / 2**0.5)
+    scenario = replace(scenario, shared_sds=(0.0, 0.0, 0.0))
+    effect = minimum_detectable_difference(96, 8, 3, num_variants=6, disagreement=0.5)
+    rng = np.random.default_rng(2)
+    comparison = list(weights(scenario))
+    found = [contrast(draw_column(scenario, effect, rng), comparison).p_value < 0.05 for _ in range(300)]
+    assert 0.7 < np.mean(found) < 0.9
+
+
+def naive_p_value(made: Column) -> float:
+    """Every answer taken for an independent question: what the papers' tables invite a reader to do."""
+    return float(stats.ttest_rel(made.correct[1].ravel(), made.correct[0].ravel()).pvalue)
+
+
+@pytest.mark.parametrize("place", [0, 3, 10], ids=["quickstart", "videos differ", "unbalanced seeds"])
+def test_error_rates_hold_in_simulation(place: int) -> None:
+    """500 columns each: 5 % has a standard error of 1 point; docs/statistics.md has the full table."""
+    found = run(SCENARIOS[place], 500)
+    assert 2 <= found.false_positives <= 8
+    assert found.difference_coverage >= 92
+    assert found.mean_coverage >= 91.5
+
+
+def test_the_simulation_can_tell_a_wrong_method() -> None:
+    scenario = SCENARIOS[3]
+    rng = np.random.default_rng(0)
+    wrong = np.mean([naive_p_value(draw_column(scenario, 0.0, rng)) < 0.05 for _ in range(300)])
+    assert wrong > 0.15
+
+
+def test_an_accuracy_without_spread_has_the_interval_of_its_questions() -> None:
+    same = Column(np.ones((2, 3, 40)), np.repeat(np.arange(4), 10).astype(object))
+    found = mean_estimates(same)[0]
+    assert (found.low, found.high) == pytest.approx(proportion_confint(40, 40, method="wilson"))
