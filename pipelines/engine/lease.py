@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -128,7 +128,7 @@ class Leases:
             winner = self.holder(fingerprint) or Holder(fingerprint, generation, None, 0)
             raise LeaseHeld(winner) from None
         with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(owner), file)
+            json.dump(vars(owner), file)
         return Lease(self, fingerprint, generation, owner)
 
     def discard(self, fingerprint: str, token: str) -> None:
@@ -200,7 +200,6 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._ended.set()
-        self._thread.join()
         self._leases.discard(self.fingerprint, self.owner.token)
 
     def _beat(self) -> None:

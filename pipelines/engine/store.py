@@ -15,7 +15,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,8 @@ class Store:
         parent = self.root / "work" / name
         parent.mkdir(parents=True, exist_ok=True)
         own = parent / f"{fingerprint}.{token}"
-        earlier = sorted(parent.glob(f"{fingerprint}.*"), key=lambda path: path.stat().st_mtime_ns)
+        left = [parent / name for name in os.listdir(parent) if name.startswith(f"{fingerprint}.")]
+        earlier = sorted(left, key=lambda path: path.stat().st_mtime_ns)
         if resumable and earlier:
             earlier.pop().rename(own)
         for path in earlier:
@@ -184,7 +185,7 @@ class Store:
 
         Raises LeaseLost when the lease was taken over.
         """
-        write_json(work / RECORD, asdict(record))
+        write_json(work / RECORD, vars(record))
         target = self.artifact_path(record.stage, record.fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
         lease.check()
@@ -205,7 +206,7 @@ class Store:
     def write_failure(self, failure: Failure) -> None:
         path = self._failure_path(failure.stage, failure.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(failure))
+        write_json(path, vars(failure))
 
     def failure(self, stage: Stage) -> Failure | None:
         """Return how the stage failed when it last ended without an artifact, or None."""
@@ -225,12 +226,9 @@ class Store:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write the file so that it is complete or absent, also after a power cut."""
+    """Write the file so that whenever the process is killed it is complete or absent."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(temporary, "w") as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(json.dumps(data, indent=1, allow_nan=False))
     temporary.replace(path)
 
 
