@@ -4,6 +4,7 @@ Nothing below this module sees Hydra or a DictConfig.
 """
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,38 +39,54 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """A grid of variants x seeds x benchmarks x context lengths x scale rules, with a baseline.
+class VariantEntry:
+    """A variant of the grid: a registered name alone, or a new name with its parts.
 
-    `variants` maps a name to null (a registered variant) or to its parts. `published_scales` overrides a variant's
-    published factor where the papers used another one on these benchmarks. Lengths in frames.
+    `published_scale`: the factor that papers used on these benchmarks, where it is not the variant's own.
     """
+
+    name: str
+    positions: str | dict[str, Any] | None = None
+    frequencies: str | dict[str, Any] | None = None
+    scaling: str | dict[str, Any] | None = None
+    published_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.positions is None) != (self.frequencies is None) or (self.scaling and self.positions is None):
+            raise ValueError(
+                f"study.variants: {self.name} has some parts only; give positions, frequencies and, if any, scaling, "
+                "or the name of a registered variant alone"
+            )
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A grid of variants x seeds x benchmarks x context lengths x scale rules, with a baseline. Lengths in frames."""
 
     name: str
     question: str
     description: str
-    variants: dict[str, dict[str, Any] | None]
+    variants: tuple[VariantEntry, ...]
     baseline: str
     seeds: tuple[int, ...]
     train_frames: int
     contexts_frames: tuple[int, ...]
     scale_rules: tuple[str, ...]
     equal_scale: float
-    published_scales: dict[str, float]
     search: SearchConfig
 
     def __post_init__(self) -> None:
         for field in ("variants", "seeds", "contexts_frames", "scale_rules"):
             if not getattr(self, field):
                 raise ValueError(f"study.{field} is empty; give at least one")
-        if self.baseline not in self.variants:
-            raise ValueError(f"study.baseline is {self.baseline!r}; it must be one of {', '.join(self.variants)}")
+        names = [entry.name for entry in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"study.variants is {names}; give each name once")
+        if self.baseline not in names:
+            raise ValueError(f"study.baseline is {self.baseline!r}; it must be one of {', '.join(names)}")
         for rule in self.scale_rules:
             if rule not in SCALE_RULES:
                 raise ValueError(f"study.scale_rules has {rule!r}; allowed are {', '.join(SCALE_RULES)}")
-        for name in self.published_scales:
-            if name not in self.variants:
-                raise ValueError(f"study.published_scales has {name!r}; the variants are {', '.join(self.variants)}")
         for field in ("seeds", "contexts_frames", "scale_rules"):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 raise ValueError(f"study.{field} is {list(getattr(self, field))}; give each value once")
@@ -142,6 +159,9 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
+    if isinstance(values["study"].get("variants"), list):  # a bare name is short for {name: NAME}
+        entries = values["study"]["variants"]
+        values["study"]["variants"] = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
     _refuse_unknown(values, Config, "")
     try:
         config = TypeAdapter(Config).validate_python(values)
@@ -156,8 +176,26 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
 
 
 def _one_line(error: Exception) -> str:
+    """Hydra's message in one line; for an unknown key, without its advice to add it."""
     text = " ".join(str(error).split())
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        return f"unknown key {unknown[1]}; {_known_keys(unknown[1])}"
     return text.split(" full_key:")[0].split(" See https:")[0]
+
+
+def _known_keys(key: str) -> str:
+    """What the deepest part of the config on the way to `key` has."""
+    kind: Any = Config
+    place = []
+    for part in key.split(".")[:-1]:
+        hint = typing.get_type_hints(kind).get(part)
+        if not dataclasses.is_dataclass(hint):
+            break
+        kind = hint
+        place.append(part)
+    fields = ", ".join(sorted(field.name for field in dataclasses.fields(kind)))
+    return f"{'.'.join(place) or 'the config'} has {fields}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
@@ -171,6 +209,9 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
         hint = hints[key]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             _refuse_unknown(value, typing.cast(type, hint), f"{place}{key}.")
+        elif hint == tuple[VariantEntry, ...]:
+            for entry in value or ():
+                _refuse_unknown(entry, VariantEntry, "study.variants.")
         elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
             for name, inner in value.items():
                 _refuse_unknown(inner, typing.get_args(hint)[1], f"{place}{key}.{name}.")

@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config
+from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, VariantEntry
 from experiments.scale_search import SearchIdentity, search_stage
 from hope_core import Variant, get_variant, make_variant
 from pipelines.data_stages import FramesPlacement, dataset_stage, frames_stage
@@ -75,16 +74,13 @@ class Grid:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def build_variant(name: str, parts: dict[str, Any] | None) -> Variant:
+def build_variant(entry: VariantEntry) -> Variant:
     """A registered variant, or one of the given parts. Raises ValueError in one line."""
-    if parts is None:
-        return get_variant(name)
-    unknown = set(parts) - {"positions", "frequencies", "scaling"}
-    if unknown or not {"positions", "frequencies"} <= set(parts):
-        raise ValueError(
-            f"study.variants.{name} has the parts {sorted(parts)}; give positions, frequencies and, if any, scaling"
-        )
-    return make_variant(name, **parts)
+    if entry.positions is None or entry.frequencies is None:
+        return get_variant(entry.name)
+    return make_variant(
+        entry.name, positions=entry.positions, frequencies=entry.frequencies, scaling=entry.scaling or "none"
+    )
 
 
 def build_grid(config: Config) -> Grid:
@@ -108,8 +104,10 @@ def build_grid(config: Config) -> Grid:
         str(Path(config.store).resolve() / "frame_cache"), cluster.decode_workers, cluster.decode_timeout_s
     )
     frames = frames_stage(dataset, budget, placement)
-    variants = [build_variant(name, parts) for name, parts in study.variants.items()]
-    trials = tuple(_trial(config, variant, seed, dataset, frames) for seed in study.seeds for variant in variants)
+    variants = [(entry, build_variant(entry)) for entry in study.variants]
+    trials = tuple(
+        _trial(config, entry, variant, seed, dataset, frames) for seed in study.seeds for entry, variant in variants
+    )
     cells = tuple(
         Cell(trial, benchmark, context, rule, stage)
         for trial in trials
@@ -119,7 +117,7 @@ def build_grid(config: Config) -> Grid:
     return Grid(dataset, frames, budget, trials, cells)
 
 
-def _trial(config: Config, variant: Variant, seed: int, dataset: Stage, frames: Stage) -> Trial:
+def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dataset: Stage, frames: Stage) -> Trial:
     study = config.study
     name = f"{variant.name}-s{seed}"
     # One process per variant and seed: nothing that a library keeps in memory can pass from one variant to another.
@@ -132,11 +130,9 @@ def _trial(config: Config, variant: Variant, seed: int, dataset: Stage, frames: 
         benchmark = config.benchmarks[wanted.benchmark]
         identity = SearchIdentity(benchmark, wanted.contexts_frames, wanted.scales, wanted.seed)
         search = search_stage(identity, group=name, **made)
-    published = study.published_scales.get(variant.name, variant.inference_scale) if variant.scalable else None
+    published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
     if variant.scalable and published is None and PUBLISHED in study.scale_rules:
-        raise ValueError(
-            f"variant {variant.name} has no published scale; give one: study.published_scales.{variant.name}=1.0"
-        )
+        raise ValueError(f"variant {variant.name} has no published scale; add published_scale to it in study.variants")
     evaluations = {}
     for benchmark_name, benchmark in config.benchmarks.items():
         for rule in study.scale_rules:

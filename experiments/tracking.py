@@ -267,7 +267,7 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
                 "scalable": first[name].variant.scalable,
                 "slot_axes": first[name].variant.slot_axes(config.model.head_dim, config.model.num_heads).tolist(),
             }
-            for name in study.variants
+            for name in (entry.name for entry in study.variants)
         ],
         "seeds": list(study.seeds),
         "benchmarks": {

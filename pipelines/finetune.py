@@ -121,6 +121,7 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
         "final_accuracy": sum(line["accuracy"] for line in last) / len(last),
         "num_samples": len(samples),
         "num_parameters": sum(p.numel() for p in model.parameters()),
+        "samples_sha256": trainer.samples_seen.hexdigest(),
         "position_ids_sha256": trainer.positions_seen.hexdigest(),
         "drawn_scales": {str(scale): count for scale, count in sorted(trainer.scales_seen.items())},
         "attention": model.config._attn_implementation,
@@ -152,7 +153,7 @@ def _batches(samples: Mapping[str, Sample], identity: FinetuneIdentity) -> Itera
 
 
 class _Trainer:
-    """The optimiser's state, and what was really used: position ids (hashed) and drawn scales (counted)."""
+    """The optimiser's state, and what was really used: samples and position ids (hashed), drawn scales (counted)."""
 
     def __init__(self, identity: FinetuneIdentity, model: Any, frames: FrameStore) -> None:
         self.identity, self.model, self.frames = identity, model, frames
@@ -161,6 +162,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay
         )
+        self.samples_seen = hashlib.sha256()
         self.positions_seen = hashlib.sha256()
         self.scales_seen: Counter[float] = Counter()
 
@@ -182,6 +184,7 @@ class _Trainer:
             seconds_per_frame=[identity.model.temporal_patch_size / frames.sample_fps for frames in about],
             scales=scales if identity.variant.scalable else None,
         )
+        self.samples_seen.update(json.dumps([sample.id for sample in batch]).encode())
         self.positions_seen.update(positions.position_ids.numpy().tobytes())
         self.scales_seen.update(positions.scales)
         rows = torch.cat([torch.from_numpy(normalise(self.frames.rows(sample.video))) for sample in batch])

@@ -42,7 +42,7 @@ def build_sample(
     tokenizer: PreTrainedTokenizerBase,
     encode: Callable[[str], Sequence[int]],
 ) -> Sample:
-    """The row of one video followed by (question, answer) turns; only answers carry loss. `encode` gives a text's ids."""
+    """The row of one video followed by (question, answer) turns; only answers carry loss. `encode`: text to ids."""
     frames, height, width = grid
     ids = video_ids(tokenizer, frames * height * width // merge_size**2)
     labels = [IGNORED] * len(ids)

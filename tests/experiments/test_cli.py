@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from hope_core import list_variants
+
+
+@pytest.mark.parametrize(
+    "command", ["", "run", "plan", "explain", "status", "report", "variants", "theory", "ui", "doctor"]
+)
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit codes" in text
+    assert f"hope {command or 'run'}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "study=nope"], "unknown study 'nope'"),
+        (["plan", "study=smoke", "recipe.stpes=1"], "unknown key recipe.stpes"),
+        (["run", "study=smoke", "--only", "nobody"], "--only 'nobody' matches no cell"),
+        (["theory", "nope"], "unknown variant 'nope'"),
+        (["doctor", "color=red"], "'color=red' is not understood here"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status"])
+def test_a_store_that_is_no_folder_is_a_mistake_of_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert main([command, "study=smoke", f"store={tmp_path / 'file'}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_report_of_a_study_that_never_ran_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "study=smoke", f"store={tmp_path / 'out'}"]) == 2
+    assert "run a study first" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_counts_cells_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "study=quickstart", f"store={tmp_path / 'out'}"]) == 0
+    said = capsys.readouterr().out
+    assert "540 cells = 18 trials x 2 benchmarks x 5 contexts x 3 scale rules" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_registry_is_listed_whole_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["variants"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:]] == list_variants()
+    assert main(["variants", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == list_variants()
+
+
+def test_the_doctor_names_what_would_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", f"store={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("torch", "sdpa", "decord", "ray", "mlflow", str(tmp_path)))
+
+
+def test_the_doctor_fails_on_a_store_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", f"store={tmp_path / 'file'}"]) == 1
+    assert "FAIL  store" in capsys.readouterr().out

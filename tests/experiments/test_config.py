@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from experiments.config import choices, load_config
+from experiments.grid import build_grid
+
+
+@pytest.mark.parametrize("study", choices("study"))
+def test_every_named_study_composes_into_a_grid(study: str) -> None:
+    config, resolved = load_config([f"study={study}"])
+    grid = build_grid(config)
+    expected = len(config.study.variants) * len(config.study.seeds) * len(config.benchmarks)
+    assert len(grid.cells) == expected * len(config.study.contexts_frames) * len(config.study.scale_rules)
+    assert config.study.name == study
+    assert f"name: {study}" in resolved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"no study given; add study=NAME, one of .*quickstart"),
+        (["study=nope"], r"unknown study 'nope'; there are .*quickstart"),
+        (["study=smoke", "model=huge"], r"unknown model 'huge'; there are tiny"),
+        (["study=smoke", "recipe.stpes=3"], r"unknown key recipe\.stpes"),
+        (["study=smoke", "colour=red"], r"unknown key colour"),
+        (["study=smoke", "+recipe.extra=1"], r"adds or removes a key"),
+        (["study=smoke", "~recipe=1"], r"adds or removes a key"),
+        (["study=smoke", "recipe.steps=many"], r"recipe\.steps is 'many': .*integer"),
+        (["study=smoke", "recipe.steps=1.5"], r"recipe\.steps is 1\.5"),
+        (["study=smoke", "recipe.steps=0"], r"recipe\.steps is 0; it must be above 0"),
+        (["study=smoke", "study.baseline=rope"], r"study\.baseline is 'rope'; it must be one of m_rope, hope"),
+        (["study=smoke", "study.seeds=[]"], r"study\.seeds is empty"),
+        (["study=smoke", "study.seeds=[0,0]"], r"study\.seeds is \[0, 0\]; give each value once"),
+        (["study=smoke", "study.scale_rules=[best]"], r"study\.scale_rules has 'best'; allowed are published"),
+        (["study=smoke", "study.search.benchmark=mlvu"], r"study\.search\.benchmark is 'mlvu'; the study has v_niah_d"),
+        (["study=smoke", "model.num_heads=3"], r"model\.hidden_size is 128 with model\.num_heads 3"),
+        (["study=smoke", "on_failure=explode"], r"on_failure is 'explode'"),
+        (["study=smoke", "benchmarks.v_niah_d.depths=[2.0]"], r"depths is \[2\.0\]; give numbers from 0 to 1"),
+        (["study=smoke", "recipe.steps=[1"], r"recipe\.steps=\[1|no viable|mismatched|extraneous"),
+        (["quickstart"], r"'quickstart' is no override; write key=value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_value_and_what_is_allowed(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("study.variants=[m_rope,nope]", "unknown variant 'nope'; known: vanilla"),
+        (
+            "study.variants=[m_rope,{name:mixed,positions:sequential,frequencies:nope}]",
+            "unknown .*'nope'",
+        ),
+        ("study.variants=[m_rope,{name:mixed,layout:corner}]", "unknown key study.variants.layout"),
+        (
+            "study.variants=[m_rope,{name:mixed,positions:corner}]",
+            "mixed has some parts only; give positions, frequencies",
+        ),
+        ("study.variants=[m_rope,m_rope]", "give each name once"),
+        ("study.contexts_frames=[32,4096]", "study.contexts_frames has 4096, but a film has 160 frames"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_grid(load_config(["study=smoke", override])[0])
+
+
+def test_a_mixed_cell_is_one_line() -> None:
+    mixed = "{name:mixed,positions:corner,frequencies:temporal_zero,scaling:{kind:fixed,factor:0.5}}"
+    grid = build_grid(load_config(["study=smoke", f"study.variants=[m_rope,{mixed}]"])[0])
+    variant = grid.trials[1].variant
+    assert (variant.positions.kind, variant.frequencies.kind) == ("corner", "temporal_zero")
+    assert grid.trials[1].published_scale == 0.5
+
+
+def test_placement_does_not_change_what_a_study_is(tmp_path: Path) -> None:
+    here = build_grid(load_config(["study=smoke"])[0])
+    there = build_grid(load_config(["study=smoke", f"store={tmp_path}", "cluster.num_cpus=7"])[0])
+    assert here.fingerprint == there.fingerprint
+
+
+def test_a_changed_recipe_changes_every_cell_but_not_the_data() -> None:
+    here = build_grid(load_config(["study=smoke"])[0])
+    there = build_grid(load_config(["study=smoke", "recipe.lr=0.01"])[0])
+    assert not {c.stage.fingerprint for c in here.cells} & {c.stage.fingerprint for c in there.cells}
+    assert here.frames.fingerprint == there.frames.fingerprint
+
+
+def test_a_variant_without_a_scale_shares_one_evaluation_between_the_scale_rules() -> None:
+    grid = build_grid(load_config(["study=quickstart", "study.seeds=[0]"])[0])
+    stages = {trial.variant.name: {stage.fingerprint for stage in trial.evaluations.values()} for trial in grid.trials}
+    assert len(stages["vanilla"]) == 2  # one per benchmark
+    assert len(stages["m_rope"]) == 4  # its published scale is the equal scale
+    assert len(stages["hope"]) == 6
