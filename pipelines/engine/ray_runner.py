@@ -101,5 +101,6 @@ class RayRunner:
             }
         import ray
 
-        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **local)
+        # Without an address ray.init joins whatever cluster the environment or an earlier `ray start` names.
+        ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **local)
         self._started_ray = True
