@@ -11,10 +11,10 @@ import copy
 import types
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -30,132 +30,23 @@ from transformers import (
     Qwen3VLModel,
 )
 from transformers.generation import GenerationMixin
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLAttention
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention
 
-from hope_core.positions import compute_positions
-from hope_core.rotary import apply_rotary, rotary_tables
-from hope_core.scaling import Dynamic
-from hope_core.segments import VisionTokens
+from hope_core.modules import VariantPositions, VariantRotaryEmbedding, variant_inside, vision_tokens
+from hope_core.rotary import apply_rotary
 from hope_core.variants import Variant
 
-
-class VariantRotaryEmbedding(nn.Module):
-    """cos and sin of a variant, in the place of the stock rotary module.
-
-    Holds no tensors: buffers that are not saved come back as garbage from from_pretrained's meta initialisation.
-    """
-
-    def __init__(self, variant: Variant, text_config: Any) -> None:
-        super().__init__()
-        self.variant = variant
-        self.head_dim: int = getattr(text_config, "head_dim", None) or (
-            text_config.hidden_size // text_config.num_attention_heads
-        )
-        self.num_key_value_heads: int = text_config.num_key_value_heads
-        rope_type = text_config.rope_parameters["rope_type"]
-        if rope_type != "default":
-            raise ValueError(
-                f"rope_type {rope_type!r} changes the frequencies itself; variants need rope_type 'default'"
-            )
-        self.rope_theta: float = text_config.rope_parameters["rope_theta"]
-        variant.slot_axes(self.head_dim, self.num_key_value_heads)  # refuse sizes it cannot serve now, not in forward
-
-    @torch.no_grad()
-    def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids (3, B, S) -> cos, sin (B, S, d) or (B, heads, S, d) in the type of hidden."""
-        cos, sin = rotary_tables(
-            self.variant,
-            position_ids.expand(3, -1, -1),
-            head_dim=self.head_dim,
-            rope_theta=self.rope_theta,
-            num_key_value_heads=self.num_key_value_heads,
-        )
-        return cos.to(hidden.dtype), sin.to(hidden.dtype)
-
-
-class _VariantInner:
-    """The multimodal model inside: positions of the variant instead of the stock ones."""
-
-    config: Any
-    language_model: Any
-    rope_deltas: Tensor | None
-    training: bool
-
-    def has_vision(self, input_ids: Tensor) -> bool:
-        """Whether any token stands for a piece of an image or a video."""
-        return bool(((input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)).any())
-
-    def get_rope_index(
-        self,
-        input_ids: Tensor,
-        mm_token_type_ids: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        second_per_grid_ts: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """position_ids float32 (3, B, S), deltas (B, 1): token j of a row, from 0, is decoded at text_step * j + delta.
-
-        Images and videos are found by their token ids; mm_token_type_ids is not needed.
-        """
-        variant = _variant_inside(self)
-        if isinstance(variant.scaling, Dynamic) and (image_grid_thw is not None or video_grid_thw is not None):
-            remedy = (
-                "pass position_ids from compute_positions(..., scales=draw_scales(...))"
-                if self.training
-                else "choose a factor for inference: set_scale(model, a)"
-            )
-            raise ValueError(f"{variant.name}: dynamic scaling has no factor in {_mode(self)} mode; {remedy}")
-        positions = compute_positions(
-            variant,
-            input_ids,
-            tokens=vision_tokens(self.config),
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            attention_mask=attention_mask,
-            spatial_merge_size=self.config.vision_config.spatial_merge_size,
-            seconds_per_frame=second_per_grid_ts,
-        )
-        step = variant.positions.text_step
-        num_real = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1, keepdim=True)
-        return positions.position_ids, positions.rope_deltas - (step - 1) * num_real
-
-    def compute_3d_position_ids(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor,
-        image_grid_thw: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **others: Any,
-    ) -> Tensor:
-        """Positions for a forward without position_ids: the whole input at first, decoded tokens after a cache."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if past == 0 and input_ids is not None:
-            position_ids, self.rope_deltas = self.get_rope_index(
-                input_ids,
-                image_grid_thw=image_grid_thw,
-                video_grid_thw=video_grid_thw,
-                attention_mask=attention_mask,
-                **others,
-            )
-            return position_ids
-        if past == 0 and (image_grid_thw is not None or video_grid_thw is not None):
-            raise ValueError("inputs_embeds with grids: positions need input_ids, or pass position_ids")
-        if past and input_ids is not None and self.has_vision(input_ids):
-            raise ValueError(
-                "images or videos after a cache: pass position_ids of the whole row from compute_positions"
-            )
-        rows, length = inputs_embeds.shape[:2]
-        if attention_mask is not None:
-            index = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        else:
-            index = torch.arange(past, past + length, device=inputs_embeds.device).expand(rows, -1)
-        index = index * _variant_inside(self).positions.text_step
-        if past and self.rope_deltas is not None:
-            index = index + self.rope_deltas.repeat_interleave(rows // len(self.rope_deltas), 0).to(index.device)
-        return index.expand(3, -1, -1)
+__all__ = [
+    "export_stock",
+    "install",
+    "load",
+    "scale_has_effect",
+    "set_scale",
+    "variant_of",
+    "vision_tokens",
+]
 
 
 class _VariantLM:
@@ -196,6 +87,18 @@ class _VariantLM:
         return kwargs
 
 
+def _per_head(attention: type) -> type:
+    """A subclass whose forward is the stock one, calling `apply_rotary` in the place of apply_rotary_pos_emb.
+
+    Stock attention turns all heads alike; head-wise tables have a cos and sin for each.
+    """
+    stock = attention.forward  # type: ignore[attr-defined]
+    names = {**stock.__globals__, "apply_rotary_pos_emb": apply_rotary}
+    forward = types.FunctionType(stock.__code__, names, stock.__name__, stock.__defaults__, stock.__closure__)
+    forward.__kwdefaults__ = stock.__kwdefaults__
+    return type(f"PerHead{attention.__name__}", (attention,), {"forward": forward, "__module__": __name__})
+
+
 class VariantQwen2VLConfig(Qwen2VLConfig):
     model_type = "hope_lab_qwen2_vl"
 
@@ -208,15 +111,15 @@ class VariantQwen3VLConfig(Qwen3VLConfig):
     model_type = "hope_lab_qwen3_vl"
 
 
-class VariantQwen2VLModel(_VariantInner, Qwen2VLModel):
+class VariantQwen2VLModel(VariantPositions, Qwen2VLModel):
     pass
 
 
-class VariantQwen2_5_VLModel(_VariantInner, Qwen2_5_VLModel):
+class VariantQwen2_5_VLModel(VariantPositions, Qwen2_5_VLModel):
     pass
 
 
-class VariantQwen3VLModel(_VariantInner, Qwen3VLModel):
+class VariantQwen3VLModel(VariantPositions, Qwen3VLModel):
     pass
 
 
@@ -232,27 +135,51 @@ class VariantQwen3VLForConditionalGeneration(_VariantLM, Qwen3VLForConditionalGe
     config_class = VariantQwen3VLConfig
 
 
-# stock class -> the one with a variant, its inner model's and its config's
-_FAMILIES: dict[Any, tuple[Any, Any, Any]] = {
-    Qwen2VLForConditionalGeneration: (
+PerHeadQwen2VLAttention = _per_head(Qwen2VLAttention)
+PerHeadQwen2_5_VLAttention = _per_head(Qwen2_5_VLAttention)
+PerHeadQwen3VLTextAttention = _per_head(Qwen3VLTextAttention)
+
+
+class _Family(NamedTuple):
+    """A stock model class and the classes that take the place of it and its parts."""
+
+    stock: Any
+    lm: Any
+    inner: Any
+    config: Any
+    attention: Any
+    per_head: Any
+
+
+_FAMILIES = (
+    _Family(
+        Qwen2VLForConditionalGeneration,
         VariantQwen2VLForConditionalGeneration,
         VariantQwen2VLModel,
         VariantQwen2VLConfig,
+        Qwen2VLAttention,
+        PerHeadQwen2VLAttention,
     ),
-    Qwen2_5_VLForConditionalGeneration: (
+    _Family(
+        Qwen2_5_VLForConditionalGeneration,
         VariantQwen2_5_VLForConditionalGeneration,
         VariantQwen2_5_VLModel,
         VariantQwen2_5_VLConfig,
+        Qwen2_5_VLAttention,
+        PerHeadQwen2_5_VLAttention,
     ),
-    Qwen3VLForConditionalGeneration: (
+    _Family(
+        Qwen3VLForConditionalGeneration,
         VariantQwen3VLForConditionalGeneration,
         VariantQwen3VLModel,
         VariantQwen3VLConfig,
+        Qwen3VLTextAttention,
+        PerHeadQwen3VLTextAttention,
     ),
-}
-for _lm, _, _config in _FAMILIES.values():
-    AutoConfig.register(_config.model_type, _config)
-    AutoModelForImageTextToText.register(_config, _lm)
+)
+for _family in _FAMILIES:
+    AutoConfig.register(_family.config.model_type, _family.config)
+    AutoModelForImageTextToText.register(_family.config, _family.lm)
 
 
 def install(model: PreTrainedModel, variant: Variant) -> None:
@@ -261,14 +188,13 @@ def install(model: PreTrainedModel, variant: Variant) -> None:
     model: Qwen2VL-, Qwen2_5_VL- or Qwen3VLForConditionalGeneration, or one that has a variant already.
     Raises ValueError for another model, or head sizes that the variant's allocation cannot serve.
     """
-    stock = _stock_class(model)
+    family = _family_of(model)
     VariantRotaryEmbedding(variant, model.config.get_text_config())  # raises before anything has changed
-    lm, _, config_class = _FAMILIES[stock]
-    if type(model) is stock:
+    if type(model) is family.stock:
         # A config may be shared between instances: change a copy.
         config = copy.copy(model.config)
-        config.__class__ = config_class
-        model.__class__ = lm
+        config.__class__ = family.config
+        model.__class__ = family.lm
         model.config = model.model.config = config
     model.config.rope_variant = variant.to_dict()
     _equip(model, variant)
@@ -284,24 +210,14 @@ def set_scale(model: PreTrainedModel, factor: float) -> None:
 
 def variant_of(model: PreTrainedModel) -> Variant:
     """The variant in a model. Raises ValueError for a model without one."""
-    if type(model) is _stock_class(model):
+    if type(model) is _family_of(model).stock:
         raise ValueError(f"{type(model).__name__} holds no variant; use install(model, variant)")
-    return _variant_inside(model.model)
+    return variant_inside(model.model)
 
 
 def scale_has_effect(model: PreTrainedModel) -> bool:
     """Whether a temporal factor changes this model's positions: never on Qwen3-VL, whose blocks are single frames."""
-    return variant_of(model).scalable and _stock_class(model) is not Qwen3VLForConditionalGeneration
-
-
-def vision_tokens(config: Any) -> VisionTokens:
-    """The special token ids of a model's config."""
-    return VisionTokens(
-        vision_start=config.vision_start_token_id,
-        vision_end=config.vision_end_token_id,
-        image=config.image_token_id,
-        video=config.video_token_id,
-    )
+    return variant_of(model).scalable and _family_of(model).stock is not Qwen3VLForConditionalGeneration
 
 
 def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -310,7 +226,7 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     Raises ValueError for a checkpoint without a variant.
     """
     config = AutoConfig.from_pretrained(path)
-    classes = {config_class: lm for lm, _, config_class in _FAMILIES.values()}
+    classes = {family.config: family.lm for family in _FAMILIES}
     if type(config) not in classes:
         raise ValueError(
             f"{path} is a {config.model_type} checkpoint without a variant; load it as such, then install one"
@@ -328,7 +244,7 @@ def export_stock(model: PreTrainedModel, path: str | Path) -> None:
         f"{path}: exported without its variant {variant.name}; whatever loads it rotates with stock M-RoPE",
         stacklevel=2,
     )
-    stock = _stock_class(model)
+    stock = _family_of(model).stock
     plain = copy.copy(model)
     plain.__class__ = stock
     config = copy.copy(model.config)
@@ -339,41 +255,18 @@ def export_stock(model: PreTrainedModel, path: str | Path) -> None:
 
 
 def _equip(model: Any, variant: Variant) -> None:
-    stock = _stock_class(model)
-    model.model.__class__ = _FAMILIES[stock][1]
-    language_model = model.model.language_model
-    language_model.rotary_emb = VariantRotaryEmbedding(variant, model.config.get_text_config())
-    headwise = (
-        variant.slot_axes(language_model.rotary_emb.head_dim, language_model.rotary_emb.num_key_value_heads).ndim == 2
-    )
-    for layer in language_model.layers:
-        _rotate_per_head(layer.self_attn, headwise)
+    family = _family_of(model)
+    model.model.__class__ = family.inner
+    rotary = VariantRotaryEmbedding(variant, model.config.get_text_config())
+    model.model.language_model.rotary_emb = rotary
+    per_head = variant.slot_axes(rotary.head_dim, rotary.num_key_value_heads).ndim == 2
+    for layer in model.model.language_model.layers:
+        layer.self_attn.__class__ = family.per_head if per_head else family.attention
 
 
-def _rotate_per_head(attention: Any, headwise: bool) -> None:
-    """Stock attention takes one cos and sin for all heads; give this instance its own forward with `apply_rotary`."""
-    attention.__dict__.pop("forward", None)
-    if headwise:
-        forward = type(attention).forward
-        if "apply_rotary_pos_emb" not in forward.__code__.co_names:
-            raise RuntimeError(f"{type(attention).__name__} of this transformers does not call apply_rotary_pos_emb")
-        names = {**forward.__globals__, "apply_rotary_pos_emb": apply_rotary}
-        own = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-        own.__kwdefaults__ = forward.__kwdefaults__
-        attention.forward = types.MethodType(own, attention)
-
-
-def _stock_class(model: Any) -> Any:
-    for stock, (lm, _, _) in _FAMILIES.items():
-        if type(model) in (stock, lm):
-            return stock
-    known = ", ".join(stock.__name__ for stock in _FAMILIES)
+def _family_of(model: Any) -> _Family:
+    for family in _FAMILIES:
+        if type(model) in (family.stock, family.lm):
+            return family
+    known = ", ".join(family.stock.__name__ for family in _FAMILIES)
     raise ValueError(f"{type(model).__name__} cannot hold a variant; known: {known}")
-
-
-def _variant_inside(inner: Any) -> Variant:
-    return inner.language_model.rotary_emb.variant
-
-
-def _mode(module: Any) -> str:
-    return "training" if module.training else "eval"

@@ -34,15 +34,19 @@ class Registry(dict[str, type[P]]):
 
         return add
 
+    def check(self, part: P) -> P:
+        """The part itself; ValueError if it is none of this axis."""
+        if self.get(getattr(part, "kind", "")) is not type(part):
+            raise ValueError(f"{self.axis}: {part!r} is no {self.axis} part; known: {', '.join(self)}")
+        return part
+
     def build(self, value: str | Mapping[str, Any] | P) -> P:
         """A part from its name, from {"kind": name, parameter: value}, or a part as it is.
 
         Raises ValueError for an unknown kind or parameter, with the known ones.
         """
         if isinstance(value, Part):
-            if self.get(value.kind) is not type(value):
-                raise ValueError(f"{self.axis}: {value!r} is no {self.axis} part; known: {', '.join(self)}")
-            return value
+            return self.check(value)
         parameters: dict[str, Any] = {"kind": value} if isinstance(value, str) else dict(value)
         kind = str(parameters.pop("kind", None))
         if kind not in self:

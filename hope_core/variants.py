@@ -53,6 +53,9 @@ class Variant:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"variant name is {self.name!r}; it must be a word")
+        POSITIONS.check(self.positions)
+        FREQUENCIES.check(self.frequencies)
+        SCALINGS.check(self.scaling)
         timed = isinstance(self.scaling, AbsoluteTime)
         if isinstance(self.positions, CornerTime) and not timed:
             why = "corner_time floors seconds: use scaling absolute_time, or positions corner"

@@ -130,6 +130,11 @@ def test_a_wrong_part_is_refused_in_one_line(spec: dict[str, Any], message: str)
     assert "\n" not in str(error.value)
 
 
+def test_a_name_in_the_place_of_a_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="positions: 'diagonal' is no positions part"):
+        Variant("cell", "diagonal", FREQUENCIES["temporal_low"](), NoScaling())  # type: ignore[arg-type]
+
+
 def test_from_dict_refuses_other_keys() -> None:
     value = get_variant("hope").to_dict()
     with pytest.raises(ValueError, match="expected name, positions, frequencies, scaling"):
