@@ -113,12 +113,14 @@ def _decode_with_decord(path: Path, budget: FrameBudget) -> Decoded:
         import torch  # noqa: F401
 
         return _decode_with_decord(path, budget)
+    frames = np.empty((len(indices), *size, 3), np.uint8)
+    frames[:1] = resize(first, size)
     batch = max(1, BATCH_BYTES // first.nbytes)
-    frames = [resize(first, size)]
     for start in range(1, len(indices), batch):
-        frames.append(resize(reader.get_batch(indices[start : start + batch]).asnumpy(), size))
+        chosen = indices[start : start + batch]
+        frames[start : start + len(chosen)] = resize(reader.get_batch(chosen).asnumpy(), size)
     return Decoded(
-        np.concatenate(frames),
+        frames,
         f"decord {decord.__version__}",
         num_source_frames=len(reader),
         source_fps=fps,

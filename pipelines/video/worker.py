@@ -42,6 +42,10 @@ class DecodeProcess:
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Failure(digest, f"DecoderCrash: the decoding process ended with {cause}")
 
+    @property
+    def pid(self) -> int | None:
+        return self._process and self._process.pid
+
     def close(self) -> None:
         if self._process is not None:
             self._pipe.close()
