@@ -131,6 +131,13 @@ def test_a_video_cut_off_by_the_end_of_its_row_is_refused() -> None:
         compute_positions(M_ROPE, **inputs)
 
 
+def test_a_block_never_runs_on_into_the_next_row() -> None:
+    video = TOKENS.video
+    ids = torch.tensor([[5, 5, *[video] * 7], [video] * 9])
+    with pytest.raises(ValueError, match="row 0: video block of 7 tokens; video grid 0 needs 8"):
+        compute_positions(M_ROPE, ids, tokens=TOKENS, video_grid_thw=torch.tensor([[2, 4, 4], [2, 4, 4]]))
+
+
 def test_a_video_given_frame_by_frame_must_have_all_its_frames_in_its_row() -> None:
     frame = [TOKENS.vision_start, *[TOKENS.video] * 4, TOKENS.vision_end]
     grid = torch.tensor([[2, 4, 4]])

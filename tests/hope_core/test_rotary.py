@@ -1,5 +1,7 @@
 """cos and sin tables, and the rotation, in every precision."""
 
+import cmath
+
 import pytest
 import torch
 
@@ -44,6 +46,17 @@ def test_the_fourth_index_of_vrope_is_derived_from_the_three() -> None:
     frequency = get_variant("vrope").inverse_frequencies(32, 1e4)
     expected = torch.tensor([four[slot % 4] * frequency[slot] for slot in range(16)]).cos()
     torch.testing.assert_close(cos[0, 0, :16], expected)
+
+
+def test_slot_i_turns_the_pair_i_and_i_plus_half_counter_clockwise() -> None:
+    place = torch.tensor([2.0, 3.0, 5.0]).view(3, 1, 1)
+    cos, sin = rotary_tables(get_variant("hope"), place, head_dim=16, rope_theta=1e4)
+    q = torch.randn(1, 1, 1, 16)
+    turned, _ = apply_rotary(q, q, cos, sin)
+    for slot, axis in enumerate(get_variant("hope").slot_axes(16).tolist()):
+        angle = 0.0 if axis < 0 else place[axis].item() * 1e4 ** (-2 * slot / 16)
+        expected = complex(q[..., slot], q[..., slot + 8]) * cmath.exp(1j * angle)
+        assert complex(turned[..., slot], turned[..., slot + 8]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 2), (1, 2), (3, 2)])
