@@ -256,7 +256,7 @@ def slot_map(name: str, alt: str, rows: Sequence[tuple[str, Sequence[int]]]) -> 
     return draw(name, alt, (6.4, 0.7 + 0.3 * len(rows)), paint, margins=None)
 
 
-def swatch(look: Look) -> str:
+def swatch(name: str, look: Look) -> str:
     """A legend entry's line and marker as a small SVG element."""
 
     def paint(axes: Axes) -> None:
@@ -265,4 +265,4 @@ def swatch(look: Look) -> str:
         axes.set_xlim(-0.1, 2.1)
         axes.set_axis_off()
 
-    return draw("swatch", "", (0.42, 0.16), paint, margins=(0, 0, 0, 0))
+    return draw(name, "", (0.42, 0.16), paint, margins=(0, 0, 0, 0))

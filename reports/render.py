@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import sections
+from reports.compare import compare_reports
 from reports.results import StudyResults
 from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, label_of, latex, percent, rule_table
 from reports.verdicts import headline_rule, judge
 from reports.wording import verdict_sentence
 
+TEMPLATES = Path(__file__).parent / "templates"
 PUBLISHED = Path(__file__).resolve().parents[1] / "conf" / "reference" / "published_results.csv"
 
 
@@ -28,27 +30,29 @@ class ReportFiles:
     questions_csv: Path
 
 
-def write_report(results: StudyResults, out_dir: Path, *, published: Path = PUBLISHED) -> ReportFiles:
-    """Write every file of the report into out_dir, which is created."""
+def write_report(
+    results: StudyResults, out_dir: Path, *, published: Path = PUBLISHED, earlier: Path | None = None
+) -> ReportFiles:
+    """Write every file of the report into out_dir, which is created.
+
+    earlier: the verdicts.csv of a former report of this study; what changed since then becomes a section.
+    """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     grid = judge(results)
-    page = page_of(results, grid, published)
-    files = ReportFiles(
-        *(
-            out_dir / name
-            for name in ("report.html", "report.md", "tables.tex", "cells.csv", "verdicts.csv", "questions.csv")
-        )
-    )
+    changes = compare_reports(pd.read_csv(earlier), grid) if earlier else None
+    page = {**page_of(results, grid, published), "changes": changes}
+    names = ("report.html", "report.md", "tables.tex", "cells.csv", "verdicts.csv", "questions.csv")
+    files = ReportFiles(*(out_dir / name for name in names))
     templates = Environment(
-        loader=PackageLoader("reports"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name != "report.md.j2",
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.filters["md"] = markdown_text
-    css = Markup(templates.loader.get_source(templates, "style.css")[0])  # type: ignore[union-attr]
+    css = Markup((TEMPLATES / "style.css").read_text())
     files.html.write_text(templates.get_template("report.html.j2").render(page, css=css))
     files.markdown.write_text(templates.get_template("report.md.j2").render(page))
     files.latex.write_text("\n".join(latex(table) for table in page["tables"]))
@@ -70,7 +74,7 @@ def page_of(results: StudyResults, grid: pd.DataFrame, published: Path) -> dict[
         "headline_rule": rule,
         "verdict": verdict_sentence(results, grid),
         "facts": facts(results, grid),
-        "legend": sections.legend(results),
+        "legends": {place: sections.legend(results, place) for place in ("headline", "contexts", "training")},
         "headline": sections.accuracy_figures(results, grid, rule),
         "differences": sections.difference_figures(results, grid, rule),
         "tables": tables,

@@ -205,7 +205,7 @@ def refuse_mixtures(cells: pd.DataFrame) -> None:
     checks = (("question_set", ["benchmark"]), ("scorer", ["benchmark"]), ("budget", ["benchmark", "context"]))
     for field, place in checks:
         for key, group in finished.groupby(place):
-            values = group.groupby(field, dropna=False).run_id.agg(["size", "first"])
+            values = group.groupby(group[field].astype(str)).run_id.agg(["size", "first"])
             if len(values) > 1:
                 found = "; ".join(
                     f"{value} in {row['size']} cells, e.g. run {row['first']}" for value, row in values.iterrows()

@@ -30,9 +30,12 @@ def page_looks(results: StudyResults) -> dict[str, Look]:
     return figures.looks(results.variants, results.baseline)
 
 
-def legend(results: StudyResults) -> list[tuple[Markup, str]]:
+def legend(results: StudyResults, place: str) -> list[tuple[Markup, str]]:
+    """Line and label of every variant; place keeps the ids of one legend apart from those of another on the page."""
     looks = page_looks(results)
-    return [(Markup(figures.swatch(looks[name])), label_of(results, name)) for name in results.variants]
+    return [
+        (Markup(figures.swatch(f"{place}-{name}", looks[name])), label_of(results, name)) for name in results.variants
+    ]
 
 
 def benchmark_title(results: StudyResults, benchmark: str) -> str:

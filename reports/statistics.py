@@ -54,8 +54,6 @@ class Components:
     video: float
     seed_df: float
     video_df: float
-    # Mean square of video effects over its excess, at least 1: discounts the degrees of freedom of a difference.
-    video_discount: float
 
     def error(self, num_seeds: float) -> tuple[float, float]:
         """Variance of a mean over num_seeds trials on the same questions, and its degrees of freedom."""
@@ -64,7 +62,7 @@ class Components:
         if total == 0:
             return 0.0, inf
         spread = (seed**2 / self.seed_df if self.seed_df else 0.0) + (
-            self.video**2 * self.video_discount / self.video_df if self.video_df else 0.0
+            self.video**2 / self.video_df if self.video_df else 0.0
         )
         return total, total**2 / spread
 
@@ -120,24 +118,8 @@ def interaction_components(column: Column) -> Components:
     centred = centred - centred.mean(axis=0, keepdims=True)
     video_df = (num_variants - 1) * (num_videos - 1)
     video_ms = harmonic_seeds * float((centred**2).sum()) / video_df
-    return as_components(seed_ms, video_ms, residual_ms, seed_df, video_df, num_videos, harmonic_seeds, discounted=True)
-
-
-def as_components(
-    seed_ms: float,
-    video_ms: float,
-    residual_ms: float,
-    seed_df: float,
-    video_df: float,
-    num_videos: int,
-    num_seeds: float,
-    *,
-    discounted: bool,
-) -> Components:
-    """Components from mean squares; discounted as in Components.video_discount."""
-    excess = max(0.0, video_ms - residual_ms)
-    discount = video_ms / excess if excess and discounted else 1.0
-    return Components(seed_ms / num_videos, excess / (num_seeds * num_videos), seed_df, video_df, discount)
+    excess = max(0.0, video_ms - residual_ms) / harmonic_seeds
+    return Components(seed_ms / num_videos, excess / num_videos, seed_df, video_df)
 
 
 def tie_floor(noise: float, degrees_of_freedom: float) -> float:
@@ -189,8 +171,8 @@ def guarded(pooled: Components, own: Components) -> Components:
     if own.seed_df and own.seed > pooled.seed * stats.f.ppf(GUARD, own.seed_df, pooled.seed_df):
         seed, seed_df = own.seed, own.seed_df
     if own.video > pooled.video * stats.f.ppf(GUARD, own.video_df, pooled.video_df):
-        return Components(seed, own.video, seed_df, own.video_df, own.video_discount)
-    return Components(seed, pooled.video, seed_df, pooled.video_df, pooled.video_discount)
+        return Components(seed, own.video, seed_df, own.video_df)
+    return Components(seed, pooled.video, seed_df, pooled.video_df)
 
 
 def without_variation(value: float, num_questions: int, num_seeds: int) -> Estimate:
@@ -231,7 +213,7 @@ def pooled_mean_components(scaled: list[NDArray[np.float64]], num_videos: int) -
     Variants share their videos, so only one variant's worth of degrees of freedom is claimed for them.
     """
     if not scaled:
-        return Components(0.0, 0.0, 0.0, 0.0, 1.0)
+        return Components(0.0, 0.0, 0.0, 0.0)
     seed_ss = residual_ss = video_ms = 0.0
     seed_df = sum(len(table) - 1 for table in scaled)
     for table in scaled:
@@ -242,7 +224,8 @@ def pooled_mean_components(scaled: list[NDArray[np.float64]], num_videos: int) -
     seed_ms = seed_ss / seed_df if seed_df else 0.0
     residual_ms = residual_ss / (seed_df * (num_videos - 1)) if seed_df else 0.0
     seeds = 1 / float(np.mean([1 / len(table) for table in scaled]))
-    return as_components(seed_ms, video_ms, residual_ms, seed_df, num_videos - 1, num_videos, seeds, discounted=False)
+    excess = max(0.0, video_ms - residual_ms) / seeds
+    return Components(seed_ms / num_videos, excess / num_videos, seed_df, num_videos - 1)
 
 
 def wilson(p: float, size: float, quantile: float = float(stats.norm.ppf(1 - ALPHA / 2))) -> tuple[float, float]:
@@ -299,7 +282,7 @@ def minimum_detectable_difference(
     clusters = num_videos if num_videos > 1 else num_questions
     seed = seed_sd**2 + disagreement / num_questions
     video = video_sd**2 / num_videos if num_videos > 1 else 0.0
-    plan = Components(seed, video, (num_variants - 1) * (num_seeds - 1), (num_variants - 1) * (clusters - 1), 1.0)
+    plan = Components(seed, video, (num_variants - 1) * (num_seeds - 1), (num_variants - 1) * (clusters - 1))
     variance, degrees_of_freedom = plan.error(num_seeds)
     quantile = stats.t.ppf(1 - ALPHA / (2 * num_comparisons), degrees_of_freedom) + stats.t.ppf(
         power, degrees_of_freedom

@@ -1,20 +1,219 @@
-"""A report is complete, stands alone, repeats and never runs what the data says."""
+"""A report is complete, stands alone, repeats, and never runs what the data says."""
 
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from reports.render import write_report
+from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
-from tests.reports.factory import Design, write_study
+from reports.tables import summary_table
+from reports.verdicts import judge
+from tests.reports.conftest import EVIL, STUDY
+from tests.reports.factory import PAIR, Design, write_study
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    return load_study(write_study(tmp_path_factory.mktemp("store")), Design().name)
+def files(results: StudyResults, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    return write_report(results, tmp_path_factory.mktemp("report"))
 
 
-def test_the_same_study_reported_twice_gives_the_same_bytes(results: StudyResults, tmp_path: Path) -> None:
-    first, second = write_report(results, tmp_path / "a"), write_report(results, tmp_path / "b")
-    for name in ("html", "markdown", "latex", "cells_csv", "verdicts_csv", "questions_csv"):
-        assert getattr(first, name).read_bytes() == getattr(second, name).read_bytes()
+@pytest.fixture(scope="module")
+def html(files: ReportFiles) -> str:
+    return files.html.read_text()
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.images: list[str] = []
+        self.headings: list[str] = []
+        self.outside: list[str] = []
+        self._heading = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._heading = tag in ("h1", "h2", "h3")
+        if self._heading:
+            self.headings.append("")
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name == "aria-label" and tag == "svg":
+                self.images.append(value or "")
+            elif name == "href" and tag == "a":
+                self.links.append(value or "")
+            elif name.startswith("on") or (
+                name in ("src", "href", "srcset", "data") and not re.match("#|data:", value or "")
+            ):
+                self.outside.append(f"{tag} {name}={value}")
+
+    def handle_data(self, data: str) -> None:
+        if self._heading:
+            self.headings[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._heading = False
+
+
+def test_the_same_study_reported_twice_gives_the_same_bytes(store: str, files: ReportFiles, tmp_path: Path) -> None:
+    again = write_report(load_study(store, STUDY.name), tmp_path)
+    for name, file in files.__dict__.items():
+        assert getattr(again, name).read_bytes() == file.read_bytes(), name
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_no_script(html: str) -> None:
+    page = Page(html)
+    assert page.outside == []
+    assert not {"script", "iframe", "object", "embed", "img", "base", "form"} & set(page.tags)
+    assert "url(" not in html.replace("url(#", "")
+    assert "@import" not in html
+    outside = set(re.findall(r"https?://[^\s\"'<>]+", html))
+    assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_hostile_text_stays_text(html: str, files: ReportFiles) -> None:
+    assert EVIL not in html
+    assert "&lt;script&gt;" in html
+    assert EVIL not in files.markdown.read_text()
+    assert Page(html).headings[0] == STUDY.question
+
+
+def test_question_verdict_and_one_figure_come_first(html: str) -> None:
+    header = html[html.index("<header>") : html.index("</header>")]
+    assert "Beyond the training length, with each variant at its searched scale, on V-NIAH" in header
+    assert "<figure>" in header
+
+
+def test_every_section_is_there_and_every_link_inside_leads_somewhere(html: str) -> None:
+    page = Page(html)
+    wanted = ["Results", "Accuracy against context length", "Depth of the needle", "Choosing the temporal scale"]
+    wanted += ["Kinds of question", "Ablation: what each axis does", "The variants", "Training", "Published numbers"]
+    wanted += ["Errors", "Costs", "Every cell", "Method"]
+    assert [heading for heading in wanted if heading not in page.headings] == []
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_figure_says_in_words_what_it_shows(html: str) -> None:
+    alts = [alt for alt in Page(html).images if alt]
+    for start in ("Accuracy against context", "Difference to", "Validation accuracy", "Training loss", "Which axis"):
+        assert any(alt.startswith(start) for alt in alts), start
+
+
+def test_every_cell_leads_to_its_run_and_command(html: str, results: StudyResults) -> None:
+    for cell in results.cells.itertuples():
+        assert cell.run_id in html
+        assert cell.command in html
+    assert results.run_id in html
+
+
+def test_failures_are_listed_with_their_cause(html: str, files: ReportFiles) -> None:
+    assert "RuntimeError: &lt;script&gt;" in html
+    assert "1 of 60 cells are not finished" in html
+    assert "RuntimeError" in files.markdown.read_text()
+
+
+def test_published_numbers_stand_only_beside_the_same_benchmark_and_context(
+    results: StudyResults, html: str, tmp_path: Path
+) -> None:
+    assert "No published number" in html
+    reference = tmp_path / "reference.csv"
+    rows = (
+        "p,their-7B,hope,v_niah,64,63.56,table 4\np,their-7B,hope,v_niah,640,11.11,t\np,their-7B,hope,mlvu,64,22.22,t\n"
+    )
+    reference.write_text(f"source,model,variant,benchmark,context,score_percent,note\n{rows}")
+    page = write_report(results, tmp_path / "report", published=reference).html.read_text()
+    assert "63.56" in page
+    assert "Other models and other data" in page
+    assert "11.11" not in page
+    assert "22.22" not in page
+
+
+def test_changes_since_an_earlier_report_are_listed_regressions_first(
+    results: StudyResults, files: ReportFiles, tmp_path: Path
+) -> None:
+    grid = pd.read_csv(files.verdicts_csv)
+    place = grid.index[grid.verdict == "cannot tell"][0]
+    grid.loc[place, "verdict"] = "better"
+    raised = grid.index[grid.verdict == "cannot tell"][0]
+    grid.loc[raised, "accuracy"] -= 0.2
+    earlier = tmp_path / "verdicts.csv"
+    grid.to_csv(earlier, index=False)
+    page = write_report(results, tmp_path / "report", earlier=earlier).html.read_text()
+    assert page.index("Regression:") < page.index("(+20.0)")
+    assert "Changed since the last report" in page
+
+
+def test_the_summary_says_variant_context_accuracy_and_verdict(results: StudyResults) -> None:
+    lines = summary_table(results).splitlines()
+    assert lines[0] == "V-NIAH, scale searched on validation questions"
+    assert lines[1].split()[:2] == ["variant", "scale"]
+    assert lines[2].startswith("m_rope (baseline)  none")
+    assert re.search(r"hope +0\.5 .*\d+\.\d \[\d+–\d+\] [+−]\d+\.\d [▲▼○△▽]", "\n".join(lines))
+
+
+def test_latex_and_markdown_hold_the_same_cells(results: StudyResults, files: ReportFiles) -> None:
+    row = judge(results).query("scale_rule == 'searched' and context == '64' and variant == 'hope'").iloc[0]
+    number = f"{100 * row.accuracy:.1f}"
+    assert number in files.latex.read_text()
+    assert number in files.markdown.read_text()
+    assert files.latex.read_text().count(r"\toprule") == len(STUDY.scale_rules)
+
+
+def test_one_seed_is_said_not_judged(tmp_path: Path) -> None:
+    uri = write_study(tmp_path, Design(variants=PAIR, seeds=(0,), scale_rules=("published",)))
+    results = load_study(uri, "simulated")
+    assert set(judge(results).verdict) == {"", "cannot tell"}
+    page = write_report(results, tmp_path / "report").html.read_text()
+    assert "One seed only" in page
+    assert "nothing can be told beyond this seed" in page
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH")
+@pytest.mark.slow
+def test_a_browser_shows_the_page_without_a_complaint_or_a_request(files: ReportFiles, tmp_path: Path) -> None:
+    shots = {}
+    for scheme, value in (("dark", 0), ("light", 1)):
+        net_log, shots[scheme] = tmp_path / f"{scheme}.json", tmp_path / f"{scheme}.png"
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ]
+        options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        options += ["--enable-logging=stderr", f"--blink-settings=preferredColorScheme={value}"]
+        options += [f"--user-data-dir={tmp_path / scheme}", f"--log-net-log={net_log}", "--window-size=1280,1600"]
+        done = subprocess.run(
+            ["chromium", *options, f"--screenshot={shots[scheme]}", files.html.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert "CONSOLE" not in done.stderr
+        assert requests_of_pages(net_log) == []
+    assert all(shot.stat().st_size > 50_000 for shot in shots.values())
+    assert shots["light"].read_bytes() != shots["dark"].read_bytes()
+
+
+def requests_of_pages(net_log: Path) -> list[str]:
+    """URLs that a page asked for; what the browser asks for itself has no origin."""
+    events = json.loads(net_log.read_text())["events"]
+    started = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    asked = [params["url"] for params in started if params["initiator"] != "not an origin" and "url" in params]
+    return [url for url in asked if not url.startswith(("file:", "data:"))]

@@ -1,0 +1,106 @@
+"""What is read from MLflow, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from reports.results import StudyResults, context_size, load_study
+from tests.reports.conftest import STUDY
+from tests.reports.factory import PAIR, STARTED_MS, Design, tag_cells, write_study
+
+TINY = Design(variants=PAIR, seeds=(0,), contexts=(16, 64), scale_rules=("published",), questions=10)
+
+
+def test_every_cell_trial_question_and_curve_is_read(results: StudyResults) -> None:
+    trials = len(STUDY.variants) * len(STUDY.seeds)
+    cells = trials * len(STUDY.contexts) * len(STUDY.scale_rules)
+    assert len(results.trials) == trials
+    assert len(results.cells) == cells == results.expected_cells
+    assert len(results.questions) == (cells - 1) * STUDY.questions
+    assert set(results.curves.metric) == {"train/loss", "train/accuracy"}
+    assert len(results.searches) == 4 * 4 * 2
+
+
+def test_the_failed_cell_keeps_its_error_and_brings_no_questions(results: StudyResults) -> None:
+    failed = results.cells[results.cells.status == "FAILED"]
+    assert list(failed.trial) == ["hope-s1"]
+    assert failed.error.item() == STUDY.error
+    asked = results.questions
+    assert asked[(asked.trial == "hope-s1") & (asked.context == "64") & (asked.scale_rule == "equal")].empty
+
+
+def test_recorded_accuracies_are_the_means_of_the_questions(results: StudyResults) -> None:
+    key = ["trial", "benchmark", "context", "scale_rule"]
+    means = results.questions.groupby(key).correct.mean().rename("mean").reset_index()
+    joined = results.cells[results.cells.status == "FINISHED"].merge(means, on=key)
+    assert joined.accuracy.to_numpy() == pytest.approx(joined["mean"].to_numpy())
+
+
+def test_every_row_names_its_run(store: str, results: StudyResults) -> None:
+    client = MlflowClient(store)
+    cell = results.cells.iloc[0]
+    assert client.get_run(cell.run_id).data.metrics["accuracy"] == cell.accuracy
+    assert client.get_run(results.run_id).data.tags["question"] == results.question
+
+
+def test_contexts_are_ordered_by_size_not_by_spelling() -> None:
+    assert sorted(["64k", "8k", "512", "64", "all"], key=context_size) == ["64", "512", "8k", "64k", "all"]
+
+
+def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        load_study(f"sqlite:///{tmp_path}/typo.db", "simulated")
+    assert not (tmp_path / "typo.db").exists()
+
+
+def test_an_unknown_study_is_answered_with_the_known_ones(store: str) -> None:
+    with pytest.raises(ValueError, match=r"'quickstrat' is not in .*\['simulated'\]") as raised:
+        load_study(store, "quickstrat")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "selection"),
+    [
+        ("budget", "tags.variant = 'hope' and tags.context = '64'"),
+        ("question_set", "tags.context = '64'"),
+        ("scorer", "tags.variant = 'hope'"),
+    ],
+)
+def test_cells_of_different_making_are_not_put_in_one_table(tmp_path: Path, field: str, selection: str) -> None:
+    uri = write_study(tmp_path, TINY)
+    tag_cells(uri, TINY.name, selection, **{field: "another"})
+    with pytest.raises(ValueError, match=f"v_niah.* differ in {field} .*another in") as raised:
+        load_study(uri, TINY.name)
+    assert "\n" not in str(raised.value)
+
+
+def test_contexts_may_differ_in_budget(tmp_path: Path) -> None:
+    uri = write_study(tmp_path, TINY)
+    tag_cells(uri, TINY.name, "tags.context = '64'", budget="longer")
+    assert len(load_study(uri, TINY.name).cells) == 4
+
+
+def test_the_newest_study_run_counts_unless_another_is_named(tmp_path: Path) -> None:
+    uri = write_study(tmp_path, TINY)
+    first = load_study(uri, TINY.name)
+    write_study(tmp_path, Design(**{**TINY.__dict__, "rng_seed": 1, "started_ms": STARTED_MS + 10**7}))
+    second = load_study(uri, TINY.name)
+    assert second.run_id != first.run_id
+    assert len(second.cells) == len(first.cells)
+    again = load_study(uri, TINY.name, run_id=first.run_id)
+    assert list(again.cells.run_id) == list(first.cells.run_id)
+    with pytest.raises(ValueError, match="no study run abc"):
+        load_study(uri, TINY.name, run_id="abc")
+
+
+def test_a_finished_run_counts_before_a_newer_failed_one(tmp_path: Path) -> None:
+    uri = write_study(tmp_path, TINY)
+    before = load_study(uri, TINY.name)
+    cell = before.cells.iloc[0]
+    client = MlflowClient(uri)
+    tags = client.get_run(cell.run_id).data.tags
+    retry = client.create_run(before.experiment_id, start_time=int(cell.started_ms) + 10**6, tags=tags)
+    client.set_terminated(retry.info.run_id, "FAILED")
+    assert list(load_study(uri, TINY.name).cells.run_id) == list(before.cells.run_id)
