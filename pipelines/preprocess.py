@@ -234,9 +234,11 @@ def _decode_all(
         return
     if num_workers == 0:
         process = DecodeProcess(folder, budget, timeout_s)
-        for job in jobs:
-            yield process.decode(**job)
-        process.close()
+        try:
+            for job in jobs:
+                yield process.decode(**job)
+        finally:
+            process.close()
         return
     import ray.data  # Ray reads its environment at import, and the runner that starts it sets that first
 

@@ -44,7 +44,7 @@ class DecodeProcess:
 
     @property
     def pid(self) -> int | None:
-        return self._process and self._process.pid
+        return None if self._process is None else self._process.pid
 
     def close(self) -> None:
         if self._process is not None:

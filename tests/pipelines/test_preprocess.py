@@ -5,8 +5,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import av
+import decord
 import numpy as np
 import psutil
 import pytest
@@ -21,6 +26,9 @@ from pipelines.video.frames import open_frames
 from pipelines.video.synthetic import write_needle_benchmark, write_training_set
 from tests.pipelines.video.clips import moving_frames, write_audio, write_clip
 from tests.pipelines.video.test_decode import DAMAGE
+
+ROOT = Path(__file__).parents[2]
+DECORD = f"decord {decord.__version__}"
 
 TINY = FrameBudget(
     fps=2,
@@ -71,7 +79,7 @@ def preprocess(tmp_path):
 def test_rows_read_back_are_the_decoded_videos(videos, preprocess):
     done, out_dir = preprocess(media_of(videos))
     assert (done.num_media, done.decoded, done.reused, done.num_frames) == (12, 12, 0, 240)
-    assert done.decoders == {"decord 0.6.0": 12}
+    assert done.decoders == {DECORD: 12}
     frames = open_frames(out_dir)
     assert list(frames) == sorted(path.name for path in videos.iterdir())
     for name in frames:
@@ -158,7 +166,7 @@ def test_a_video_over_its_time_limit_is_killed_quarantined_and_tried_again_later
 def test_a_decoder_that_dies_costs_its_video_only(videos, long_video, preprocess):
     def kill_at_work(decoder):
         spent = decoder.cpu_times().user
-        while decoder.cpu_times().user < spent + 0.2:
+        while decoder.cpu_times().user < spent + 0.05:
             pass
         decoder.kill()
 
@@ -170,7 +178,7 @@ def test_a_decoder_that_dies_costs_its_video_only(videos, long_video, preprocess
     media = media_of(videos, "00.mp4") | {"long": Media("video", long_video)} | media_of(videos, "01.mp4")
     done, _ = preprocess(media, on_progress=kill_decoder)
     assert done.quarantined == {"long": "DecoderCrash: the decoding process ended with SIGKILL"}
-    assert done.decoders == {"decord 0.6.0": 2}
+    assert done.decoders == {DECORD: 2}
 
 
 def die_after_five(done, total):
@@ -231,7 +239,7 @@ def test_forty_damaged_files_are_each_decoded_or_quarantined_with_a_cause(prepro
         "DamagedVideo",
         "NoVideoStream",
     }
-    assert done.decoders.keys() == {"decord 0.6.0", "pyav 18.1.0"}
+    assert done.decoders.keys() == {DECORD, f"pyav {av.__version__}"}
 
 
 def stage_config(tmp_path, num_workers, **identity):
@@ -330,3 +338,46 @@ def test_on_ray_the_stage_decodes_with_two_workers_from_inside_a_task(tmp_path):
         decode_video(summary.artifacts[benchmark.fingerprint].path / "haystack" / "000.mp4", TINY).frames, TINY
     )
     assert np.array_equal(frames.rows("v_niah/haystack/000.mp4"), rows)
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.preprocess import preprocess_media
+from pipelines.video.frames import open_frames
+from tests.pipelines.test_preprocess import TINY, media_of
+
+videos, folder = Path(sys.argv[1]), Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+
+def lose_a_node(done, total):
+    if done == 2:
+        cluster.remove_node(workers[0], allow_graceful=False)
+
+media = media_of(videos)
+done = preprocess_media(
+    media, TINY, folder / "out", cache_dir=folder / "cache", num_workers=2, on_progress=lose_a_node
+)
+frames = open_frames(folder / "out")
+print(len(cluster.worker_nodes), done.decoded, len(frames), all(frames.rows(key).any() for key in frames), flush=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_still_decodes_everything(long_video, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        data = long_video.read_bytes()
+        (videos / f"{number}.mp4").write_bytes(data + bytes([0, 0, 0, 9]) + b"free" + bytes([number]))
+    command = [sys.executable, "-c", CLUSTER, str(videos), str(tmp_path)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.stdout.splitlines()[-1:] == ["1 6 6 True"], done.stderr[-2000:]

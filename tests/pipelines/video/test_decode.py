@@ -33,7 +33,7 @@ def levels_apart(frames, expected):
 
 def test_a_sound_clip_is_read_by_decord(clip):
     decoded = decode_video(clip, ALL_FRAMES)
-    assert decoded.decoder.startswith("decord 0.")
+    assert decoded.decoder.startswith("decord ")
     assert decoded.frames.shape == CLIP.shape
     assert levels_apart(decoded.frames, CLIP) < 5
     assert decoded.duration_s == pytest.approx(3.0)
