@@ -105,6 +105,8 @@ def build_grid(config: Config) -> Grid:
     )
     frames = frames_stage(dataset, budget, placement)
     variants = [(entry, build_variant(entry)) for entry in study.variants]
+    for _, variant in variants:
+        variant.slot_axes(config.model.head_dim, config.model.num_heads)  # refuses sizes that it cannot serve
     trials = tuple(
         _trial(config, entry, variant, seed, dataset, frames) for seed in study.seeds for entry, variant in variants
     )

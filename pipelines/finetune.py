@@ -200,6 +200,10 @@ class _Trainer:
             use_cache=False,
         ).logits
         loss, accuracy = answer_loss(logits, labels)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {step}; lower recipe.lr or look at the positions"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), identity.recipe.max_grad_norm)

@@ -1,0 +1,119 @@
+"""Whole studies: through Ray, decord, Optuna and MLflow, killed and resumed. The launcher is a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from experiments.config import load_config
+from experiments.grid import build_grid
+
+pytestmark = pytest.mark.slow
+
+
+def launch(overrides: list[str]) -> "subprocess.Popen[str]":
+    """Start `hope run`. A cluster that the environment names is not joined unless the config asks for it."""
+    command = [sys.executable, "-m", "experiments", "run", *overrides]
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    output, _ = process.communicate()
+    assert process.returncode == code, output
+    return output
+
+
+def kill_when(process: "subprocess.Popen[str]", seen: Callable[[str], bool], kind: signal.Signals) -> list[str]:
+    """Send a signal at the first line that `seen` accepts; the lines until then."""
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if seen(line):
+            os.kill(process.pid, kind)
+            return lines
+    raise AssertionError("the run ended first:\n" + "".join(lines))
+
+
+def runs_of(overrides: list[str]) -> list[Run]:
+    config, _ = load_config(overrides)
+    client = MlflowClient(config.tracking)
+    experiment = client.get_experiment_by_name(config.study.name)
+    assert experiment
+    return list(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000))
+
+
+def numbers(overrides: list[str]) -> dict[str, dict[str, object]]:
+    """What each question was answered, by cell: all that a report's accuracies rest on."""
+    config, _ = load_config(overrides)
+    root = Path(config.store) / "artifacts" / "evaluate"
+    found = {}
+    for cell in build_grid(config).cells:
+        lines = map(json.loads, (root / cell.stage.fingerprint / "questions.jsonl").read_text().splitlines())
+        found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context_frames}
+    return found
+
+
+def check_tree(overrides: list[str]) -> None:
+    """One study run, one run per trial below it, one per cell below its trial, each once and finished."""
+    grid = build_grid(load_config(overrides)[0])
+    runs = runs_of(overrides)
+    by_kind = {kind: [run for run in runs if run.data.tags["kind"] == kind] for kind in ("study", "trial", "cell")}
+    (study,) = by_kind["study"]
+    trials = {run.data.tags["key"]: run.info.run_id for run in by_kind["trial"]}
+    assert sorted(run.data.tags["key"] for run in by_kind["trial"]) == sorted(trial.name for trial in grid.trials)
+    assert sorted(run.data.tags["key"] for run in by_kind["cell"]) == sorted(cell.id for cell in grid.cells)
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {study.info.run_id}
+    assert all(run.data.tags["mlflow.parentRunId"] == trials[run.data.tags["trial"]] for run in by_kind["cell"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupted_one(
+    small: list[str], tmp_path: Path
+) -> None:
+    whole = [*small[:-1], f"store={tmp_path / 'whole'}"]
+    finish(launch(whole))
+    kill_when(launch(small), lambda line: "finished decode" in line, signal.SIGKILL)
+    interrupted = launch(small)
+    seen = kill_when(interrupted, lambda line: "finished finetune" in line, signal.SIGINT)
+    output = "".join(seen) + finish(interrupted, code=130)
+    assert "continues" in output
+    assert "Traceback" not in output
+    kill_when(launch(small), lambda line: "finished evaluate" in line, signal.SIGKILL)
+    output = finish(launch(small))
+    assert "report:" in output
+    assert numbers(small) == numbers(whole)
+    check_tree(small)
+
+    report = Path(small[-1].removeprefix("store=")) / "reports" / "smoke" / "report.html"
+    before = report.read_bytes()
+    again = finish(launch(small))
+    assert "nothing to do" in again
+    assert "finished" not in again
+    assert report.read_bytes() == before
+    check_tree(small)
+
+
+def test_a_failing_trial_is_recorded_and_the_others_are_done(small: list[str]) -> None:
+    # No float32 holds this factor, so that the loss of one variant is not a number.
+    far = "{name:far,positions:diagonal,frequencies:temporal_low,scaling:{kind:fixed,factor:1e39}}"
+    broken = [*small, f"study.variants=[m_rope,{far}]", "study.scale_rules=[equal]"]
+    output = finish(launch(broken), code=1)
+    assert "failed finetune far-s0: FloatingPointError: the loss is nan at step 0" in output
+    assert "--only far-s0" in output
+    status = subprocess.run(
+        [sys.executable, "-m", "experiments", "status", *broken], capture_output=True, text=True, check=False
+    )
+    assert status.returncode == 1
+    assert "2 of 4 cells done" in status.stdout
+    tags = {run.data.tags["key"]: run for run in runs_of(broken) if run.data.tags["kind"] == "trial"}
+    assert tags["far-s0"].info.status == "FAILED"
+    assert tags["m_rope-s0"].data.metrics["train/loss"] > 0
