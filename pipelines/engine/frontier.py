@@ -80,6 +80,10 @@ class Frontier:
         _, fingerprint = heapq.heappop(min(heaps))
         return self._open[fingerprint]
 
+    def next_of_each_size(self) -> list[Stage]:
+        """Return, for each kind of resources, the stage that `take` would give next."""
+        return [self._open[heap[0][1]] for heap in self._ready.values() if heap]
+
     def give_back(self, stage: Stage) -> None:
         """Let a stage be taken, for the first time or again."""
         heap = self._ready.setdefault(stage.resources, [])
@@ -88,8 +92,8 @@ class Frontier:
     def inputs(self, stage: Stage) -> dict[str, Artifact]:
         return {key: self._artifacts[needed.fingerprint] for key, needed in stage.inputs.items()}
 
-    def report(self, kind: EventKind, stage: Stage, *, attempt: int, message: str = "") -> None:
-        """Report a change that ends nothing (started, retrying)."""
+    def report(self, kind: EventKind, stage: Stage, *, attempt: int = 1, message: str = "") -> None:
+        """Report a change that ends nothing (started, retrying, waiting)."""
         self._emit(kind, stage, attempt=attempt, message=message)
 
     def settle(self, stage: Stage, outcome: Outcome) -> None:

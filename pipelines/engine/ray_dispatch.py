@@ -78,6 +78,7 @@ class Dispatch:
         self._in_flight: dict[Any, tuple[Stage, Job]] = {}
         self._attempts: Counter[str] = Counter()
         self._delayed: list[tuple[float, str, Stage]] = []
+        self._stuck: set[str] = set()
         self._used: Counter[str] = Counter()
         self._total: Mapping[str, float] = ray.cluster_resources()
         self._on_cpu = ray.remote(max_retries=0)(run_job)
@@ -120,6 +121,7 @@ class Dispatch:
             if time.monotonic() - polled_at >= poll_s:
                 polled_at = time.monotonic()
                 self._total = self._ray.cluster_resources()
+                self._report_stuck()
                 frontier.poll_held()
                 while self._delayed and self._delayed[0][0] <= polled_at:
                     frontier.give_back(heapq.heappop(self._delayed)[2])
@@ -129,6 +131,16 @@ class Dispatch:
             return len(self._in_flight) < self._policy.max_in_flight
         needs = _ray_resources(resources)
         return _within({name: self._used[name] + amount for name, amount in needs.items()}, self._total)
+
+    def _report_stuck(self) -> None:
+        """Say once of each stage that it waits for a node that left, whether Ray has it already or not."""
+        if self._policy.max_in_flight is not None:
+            return
+        for stage in (*self._frontier.next_of_each_size(), *(stage for stage, _ in self._in_flight.values())):
+            needs = _ray_resources(stage.resources)
+            if stage.fingerprint not in self._stuck and not _within(needs, self._total):
+                self._stuck.add(stage.fingerprint)
+                self._frontier.report(EventKind.WAITING, stage, message=f"no node with {needs} is there now")
 
     def _submit(self, stage: Stage) -> None:
         self._attempts[stage.fingerprint] += 1

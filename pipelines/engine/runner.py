@@ -21,7 +21,7 @@ class EventKind(StrEnum):
     STARTED = "started"
     FINISHED = "finished"
     RETRYING = "retrying"  # an infrastructure fault; the message says which
-    WAITING = "waiting"  # another launcher works on it
+    WAITING = "waiting"  # another launcher works on it, or the node that it needs is away; the message says which
     FAILED = "failed"
     BLOCKED = "blocked"  # rests on a failed stage, is not run
     INTERRUPTED = "interrupted"

@@ -30,7 +30,7 @@ def desk(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="package")
 def ray_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with RayRunner(Store(tmp_path_factory.mktemp("ray") / "store"), num_cpus=2) as runner:
+    with RayRunner(Store(tmp_path_factory.mktemp("ray") / "store"), num_cpus=2, num_gpus=1) as runner:
         runner.connect()
         yield
 
