@@ -8,11 +8,12 @@ from pathlib import Path
 from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, VariantEntry
 from experiments.scale_search import SearchIdentity, search_stage
 from hope_core import Variant, get_variant, make_variant
-from pipelines.data_stages import FramesPlacement, dataset_stage, frames_stage
+from pipelines.data_stages import dataset_stage, frames_stage
 from pipelines.engine import Stage, encode, fingerprint
 from pipelines.evaluate import evaluate_stage
 from pipelines.features import features_stage
 from pipelines.finetune import finetune_stage
+from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import FrameBudget
 
 
@@ -100,8 +101,10 @@ def build_grid(config: Config) -> Grid:
             f"study.contexts_frames has {max(study.contexts_frames)}, but a film has {longest} frames; "
             f"lower it or raise dataset.film_frames"
         )
-    placement = FramesPlacement(
-        str(Path(config.store).resolve() / "frame_cache"), cluster.decode_workers, cluster.decode_timeout_s
+    placement = PreprocessPlacement(
+        cache_dir=str(Path(config.store).resolve() / "frame_cache"),
+        num_workers=cluster.decode_workers,
+        timeout_s=cluster.decode_timeout_s,
     )
     frames = frames_stage(dataset, budget, placement)
     variants = [(entry, build_variant(entry)) for entry in study.variants]

@@ -20,7 +20,7 @@ from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.video.budget import normalise
 from pipelines.video.frames import open_frames
 
-FILM_PREFIX, NEEDLE_PREFIX = "film/", "needle/"
+FILM_PREFIX, NEEDLE_PREFIX = "dataset/haystack/", "dataset/needles/"
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,6 @@ def read_needles(path: Path) -> list[Needle]:
     """The needle records of a V-NIAH `needles.json` (LongVA's path, prompt, answer, and a marker)."""
     records = json.loads(path.read_text(encoding="utf-8"))
     return [
-        Needle(media=NEEDLE_PREFIX + r["path"], marker=r["marker"], prompt=r["prompt"], answer=r["answer"])
+        Needle(media=f"dataset/{r['path']}", marker=r["marker"], prompt=r["prompt"], answer=r["answer"])
         for r in records
     ]

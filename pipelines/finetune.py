@@ -22,11 +22,10 @@ from hope_core.modeling import install, vision_tokens
 from pipelines.datasets import PLACEHOLDER, Record, read_dataset
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.models import ModelConfig, build_model, build_tokenizer
+from pipelines.preprocess import media_id
 from pipelines.samples import IGNORED, Sample, batch_order, build_sample, stack
 from pipelines.video.budget import normalise
 from pipelines.video.frames import FrameStore, open_frames
-
-TRAIN_PREFIX = "train/"
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,19 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     identity: FinetuneIdentity = config.identity
     frames = open_frames(inputs["frames"].path)
     root = inputs["dataset"].path
-    records = [r for r in read_dataset(root / "train.json", media_root=root).records if TRAIN_PREFIX + r.id in frames]
-    conversations = {record.id: _question_answers(record) for record in records}
+    records = read_dataset(root / "train.json", media_root=root).records
+    videos = {record.id: media_id("dataset", root, record.media[0].path) for record in records}
+    # A quarantined video takes its record with it.
+    conversations = {record.id: _question_answers(record) for record in records if videos[record.id] in frames}
     texts = sorted({text for turns in conversations.values() for pair in turns for text in pair})
     tokenizer = build_tokenizer(texts)
     ids = dict(zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True))  # each text recurs often
     samples = {
         sample_id: build_sample(
             sample_id,
-            TRAIN_PREFIX + sample_id,
+            videos[sample_id],
             turns,
-            grid=frames.grid(TRAIN_PREFIX + sample_id),
+            grid=frames.grid(videos[sample_id]),
             merge_size=identity.model.spatial_merge_size,
             tokenizer=tokenizer,
             encode=ids.__getitem__,

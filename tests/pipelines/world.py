@@ -5,11 +5,12 @@ from pathlib import Path
 
 from hope_core import Variant, get_variant
 from pipelines.benchmarks.needles import NeedleBenchmark
-from pipelines.data_stages import DatasetConfig, FramesPlacement, dataset_stage, frames_stage
+from pipelines.data_stages import DatasetConfig, dataset_stage, frames_stage
 from pipelines.engine import Artifact, LocalRunner, Stage, Store
 from pipelines.features import features_stage
 from pipelines.finetune import Recipe, finetune_stage
 from pipelines.models import ModelConfig
+from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import FrameBudget
 
 MODEL = ModelConfig(
@@ -68,7 +69,7 @@ def benchmark(period_frames: int = 16, videos_per_depth: int = 2) -> NeedleBench
 
 def data_stages(root: Path) -> tuple[Stage, Stage]:
     dataset = dataset_stage(DATASET)
-    placement = FramesPlacement(cache_dir=str(root / "cache"), num_workers=0, timeout_s=60)
+    placement = PreprocessPlacement(cache_dir=str(root / "cache"), num_workers=0, timeout_s=60)
     return dataset, frames_stage(dataset, BUDGET, placement)
 
 
