@@ -235,10 +235,10 @@ def question_table(files: dict[str, Path], trials: pd.DataFrame, cells: pd.DataF
     for trial in trials.itertuples():
         for file in sorted((files[trial.run_id] / "questions").glob("*/*.jsonl")):
             with file.open() as lines:
-                asked = pd.DataFrame([[json.loads(line).get(name) for name in QUESTION_FIELDS] for line in lines])
-            if asked.empty:
-                continue
-            asked.columns = list(QUESTION_FIELDS)
+                asked = pd.DataFrame(
+                    [[record.get(name) for name in QUESTION_FIELDS] for record in map(json.loads, lines)],
+                    columns=list(QUESTION_FIELDS),
+                )
             asked["context"] = asked.context.astype(str)
             parts.append(asked.assign(benchmark=file.parent.name, scale_rule=file.stem, trial=trial.trial))
     if not parts:

@@ -17,6 +17,7 @@ freedom of their own, because they are few. docs/statistics.md shows by simulati
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, isnan, nan, sqrt
 
 import numpy as np
@@ -45,6 +46,12 @@ class Column:
     def num_videos(self) -> int:
         return len(set(self.videos))
 
+    @cached_property
+    def error(self) -> "Components":
+        """What makes differences between this column's variants uncertain, pooled over those that have a trial."""
+        has_trial = np.flatnonzero(np.any(self.trials, axis=1))
+        return interaction_components(Column(self.correct[has_trial], self.videos))
+
 
 @dataclass(frozen=True)
 class Components:
@@ -55,7 +62,7 @@ class Components:
     seed_df: float
     video_df: float
 
-    def error(self, num_seeds: float) -> tuple[float, float]:
+    def of_mean(self, num_seeds: float) -> tuple[float, float]:
         """Variance of a mean over num_seeds trials on the same questions, and its degrees of freedom."""
         seed = self.seed / num_seeds
         total = seed + self.video
@@ -147,12 +154,8 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
     if num_seeds == 0:
         return Estimate(nan, nan, nan, nan, nan, nan, 0)
     value = float(used[weighted] @ column.correct[weighted][:, common].mean(axis=(1, 2)))
-    has_trial = np.flatnonzero(np.any(column.trials, axis=1))
-    components = guarded(
-        interaction_components(Column(column.correct[has_trial], column.videos)),
-        interaction_components(Column(column.correct[weighted], column.videos)),
-    )
-    variance, degrees_of_freedom = components.error(num_seeds)
+    own = interaction_components(Column(column.correct[weighted], column.videos))
+    variance, degrees_of_freedom = guarded(column.error, own).of_mean(num_seeds)
     variance *= float((used**2).sum())
     if variance < 1e-18:
         return without_variation(value, len(column.videos), num_seeds)
@@ -200,7 +203,7 @@ def mean_estimates(column: Column) -> list[Estimate]:
         if num_seeds == 0:
             estimates.append(Estimate(nan, nan, nan, nan, nan, nan, 0))
             continue
-        share, degrees_of_freedom = pooled.error(num_seeds)
+        share, degrees_of_freedom = pooled.of_mean(num_seeds)
         size = min(1 / share, num_questions * num_seeds) if share else num_questions
         low, high = wilson(p, size, float(stats.t.ppf(1 - ALPHA / 2, degrees_of_freedom)))
         estimates.append(Estimate(p, low, high, sqrt(p * (1 - p) / size), degrees_of_freedom, nan, num_seeds))
@@ -283,7 +286,7 @@ def minimum_detectable_difference(
     seed = seed_sd**2 + disagreement / num_questions
     video = video_sd**2 / num_videos if num_videos > 1 else 0.0
     plan = Components(seed, video, (num_variants - 1) * (num_seeds - 1), (num_variants - 1) * (clusters - 1))
-    variance, degrees_of_freedom = plan.error(num_seeds)
+    variance, degrees_of_freedom = plan.of_mean(num_seeds)
     quantile = stats.t.ppf(1 - ALPHA / (2 * num_comparisons), degrees_of_freedom) + stats.t.ppf(
         power, degrees_of_freedom
     )
