@@ -32,7 +32,8 @@ class Tracker:
     """The MLflow runs of one study, as they are; `record` brings them up to what the store holds."""
 
     def __init__(self, config: Config, grid: Grid, store: Store, *, resolved: str, command: str) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for noisy in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
         self._config, self._grid, self._store = config, grid, store
         self._client = MlflowClient(config.tracking)
         self._experiment_id = self._experiment()
