@@ -86,6 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     takes_study(command("report", "build the report again from MLflow alone", prepare_report, "study=quickstart"))
+    compare = command(
+        "compare",
+        "compare two trials cell by cell, on the questions that both answered",
+        prepare_compare,
+        "m_rope-s0 hope-s0 study=quickstart",
+    )
+    compare.add_argument("trials", nargs=2, metavar="TRIAL", help="a trial's name, as in hope-s0")
+    takes_study(compare)
     variants = command("variants", "list the registered variants", prepare_variants, "", "--json")
     variants.add_argument("--json", action="store_true", help="as JSON, with every part")
     theory = command(
@@ -179,6 +187,21 @@ def prepare_report(args: argparse.Namespace) -> Command:
         return 0
 
     return report
+
+
+def prepare_compare(args: argparse.Namespace) -> Command:
+    from experiments.study import open_study
+    from reports.compare import compare
+    from reports.results import load_study
+
+    study = open_study(args.overrides)
+    comparison = compare(load_study(study.config.tracking, study.config.study.name), *args.trials)
+
+    def show(_: argparse.Namespace) -> int:
+        print(comparison.text())
+        return 0
+
+    return show
 
 
 def prepare_variants(args: argparse.Namespace) -> Command:

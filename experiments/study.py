@@ -189,6 +189,10 @@ def print_explanation(study: Study) -> None:
         if study.store.has(stage):
             print(f"done  {stage.label}")
             continue
+        waits_for = [needed.label for needed in stage.inputs.values() if not study.store.has(needed)]
+        if waits_for:
+            print(f"runs  {stage.label}: rests on {', '.join(waits_for)}")
+            continue
         nearest, differences = explain(study.store, stage)
         if nearest is None:
             print(f"runs  {stage.label}: no {stage.name} stage has run in this store")

@@ -158,9 +158,14 @@ class Tracker:
         for first in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
         settings = {"seed": trial.seed, "model": asdict(self._config.model), "recipe": asdict(self._config.recipe)}
-        params = flatten({"variant": trial.variant.to_dict(), **settings, "result": dict(artifact.result)})
-        self._client.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
-        self._client.set_tag(run_id, RECORDED, "1")
+        params = flatten({"variant": trial.variant.to_dict(), **settings})
+        # What was really used (hashes of samples and position ids, drawn scales, attention): found, not set.
+        found = [RunTag(f"found.{key}", str(value)) for key, value in flatten(artifact.result).items()]
+        self._client.log_batch(
+            run_id,
+            params=[Param(key, str(value)[:500]) for key, value in params.items()],
+            tags=[*found, RunTag(RECORDED, "1")],
+        )
 
     def _record_evaluation(self, trial: Trial, benchmark: str, rule: str, artifact: Artifact, cached: bool) -> None:
         cells = [

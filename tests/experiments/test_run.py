@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+from experiments.cli import main
 from experiments.config import load_config
 from experiments.grid import build_grid
 
@@ -77,7 +78,7 @@ def check_tree(overrides: list[str]) -> None:
 
 
 def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupted_one(
-    small: list[str], tmp_path: Path
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = [*small[:-1], f"store={tmp_path / 'whole'}"]
     finish(launch(whole))
@@ -100,6 +101,11 @@ def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupte
     assert "finished" not in again
     assert report.read_bytes() == before
     check_tree(small)
+
+    assert main(["compare", "m_rope-s0", "hope-s0", *small]) == 0
+    assert "v_niah_d" in capsys.readouterr().out
+    assert main(["compare", "m_rope-s0", "nobody", *small]) == 2
+    assert "nobody" in capsys.readouterr().err
 
 
 def test_a_failing_trial_is_recorded_and_the_others_are_done(small: list[str]) -> None:
