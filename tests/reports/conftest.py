@@ -12,7 +12,7 @@ from tests.reports.factory import QUICKSTART, Design, write_study
 EVIL = "<script>alert('x')</script>"
 STUDY = Design(
     question=f"Which {EVIL} variant & why?",
-    variants=QUICKSTART[1:],
+    variants=QUICKSTART,
     scale_rules=("published", "equal", "searched"),
     failed=frozenset({("hope", 1, "v_niah", 64, "equal")}),
     error=f"RuntimeError: {EVIL} | broken",
@@ -22,7 +22,7 @@ STUDY = Design(
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tracking URI of STUDY: five variants, two seeds, two contexts, one failed cell, hostile text."""
+    """The tracking URI of STUDY: six variants, two seeds, two contexts, one failed cell, hostile text."""
     return write_study(tmp_path_factory.mktemp("store"), STUDY)
 
 

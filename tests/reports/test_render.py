@@ -121,7 +121,7 @@ def test_every_cell_leads_to_its_run_and_command(html: str, results: StudyResult
 
 def test_failures_are_listed_with_their_cause(html: str, files: ReportFiles) -> None:
     assert "RuntimeError: &lt;script&gt;" in html
-    assert "1 of 60 cells are not finished" in html
+    assert "1 of 72 cells are not finished" in html
     assert "RuntimeError" in files.markdown.read_text()
 
 
@@ -160,7 +160,7 @@ def test_the_summary_says_variant_context_accuracy_and_verdict(results: StudyRes
     lines = summary_table(results).splitlines()
     assert lines[0] == "V-NIAH, scale searched on validation questions"
     assert lines[1].split()[:2] == ["variant", "scale"]
-    assert lines[2].startswith("m_rope (baseline)  none")
+    assert lines[3].startswith("m_rope (baseline)  none")
     assert re.search(r"hope +0\.5 .*\d+\.\d \[\d+–\d+\] [+−]\d+\.\d [▲▼○△▽]", "\n".join(lines))
 
 
