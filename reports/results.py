@@ -94,6 +94,12 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
         raise ValueError(f"study {study!r} has no cells yet: hope run study={study}")
     cells = newest(cell_table(cell_runs), ["trial", "benchmark", "context", "scale_rule"])
     trials = newest(trial_table(trial_runs), ["trial"])
+    failed = cells[cells.status != "FINISHED"]
+    if len(failed) == len(cells):
+        raise ValueError(
+            f"study {study!r} has no finished cell; {len(failed)} failed, the first with {failed.error.iloc[0]}: "
+            f"see hope status study={study}"
+        )
     refuse_mixtures(cells)
     with TemporaryDirectory() as folder:
         files = download(client, study_run, trials, Path(folder))

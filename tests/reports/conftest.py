@@ -1,6 +1,7 @@
 """One simulated study for all tests that only read."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +22,15 @@ STUDY = Design(
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the store of all these tests lies: making a new one takes MLflow seconds, a new study does not."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def store(root: Path) -> str:
     """The tracking URI of STUDY: six variants, two seeds, two contexts, one failed cell, hostile text."""
-    return write_study(tmp_path_factory.mktemp("store"), STUDY)
+    return write_study(root, STUDY)
 
 
 @pytest.fixture(scope="session")

@@ -172,9 +172,9 @@ def test_latex_and_markdown_hold_the_same_cells(results: StudyResults, files: Re
     assert files.latex.read_text().count(r"\toprule") == len(STUDY.scale_rules)
 
 
-def test_one_seed_is_said_not_judged(tmp_path: Path) -> None:
-    uri = write_study(tmp_path, Design(variants=PAIR, seeds=(0,), scale_rules=("published",)))
-    results = load_study(uri, "simulated")
+def test_one_seed_is_said_not_judged(root: Path, tmp_path: Path) -> None:
+    uri = write_study(root, Design(name="one seed", variants=PAIR, seeds=(0,), scale_rules=("published",)))
+    results = load_study(uri, "one seed")
     assert set(judge(results).verdict) == {"", "cannot tell"}
     page = write_report(results, tmp_path / "report").html.read_text()
     assert "One seed only" in page

@@ -1,5 +1,6 @@
 """What is read from MLflow, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from reports.results import StudyResults, context_size, load_study
 from tests.reports.conftest import STUDY
 from tests.reports.factory import PAIR, STARTED_MS, Design, tag_cells, write_study
 
-TINY = Design(variants=PAIR, seeds=(0,), contexts=(16, 64), scale_rules=("published",), questions=10)
+
+def tiny(name: str) -> Design:
+    """A study of four cells. The tests share one store, so each names its own."""
+    return Design(name=name, variants=PAIR, seeds=(0,), contexts=(16, 64), scale_rules=("published",), questions=10)
 
 
 def test_every_cell_trial_question_and_curve_is_read(results: StudyResults) -> None:
@@ -55,7 +59,7 @@ def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
 
 
 def test_an_unknown_study_is_answered_with_the_known_ones(store: str) -> None:
-    with pytest.raises(ValueError, match=r"'quickstrat' is not in .*\['simulated'\]") as raised:
+    with pytest.raises(ValueError, match=r"'quickstrat' is not in .*'simulated'") as raised:
         load_study(store, "quickstrat")
     assert "\n" not in str(raised.value)
 
@@ -68,39 +72,48 @@ def test_an_unknown_study_is_answered_with_the_known_ones(store: str) -> None:
         ("scorer", "tags.variant = 'hope'"),
     ],
 )
-def test_cells_of_different_making_are_not_put_in_one_table(tmp_path: Path, field: str, selection: str) -> None:
-    uri = write_study(tmp_path, TINY)
-    tag_cells(uri, TINY.name, selection, **{field: "another"})
+def test_cells_of_different_making_are_not_put_in_one_table(root: Path, field: str, selection: str) -> None:
+    uri = write_study(root, tiny(f"mixed {field}"))
+    tag_cells(uri, f"mixed {field}", selection, **{field: "another"})
     with pytest.raises(ValueError, match=f"v_niah.* differ in {field} .*another in") as raised:
-        load_study(uri, TINY.name)
+        load_study(uri, f"mixed {field}")
     assert "\n" not in str(raised.value)
 
 
-def test_contexts_may_differ_in_budget(tmp_path: Path) -> None:
-    uri = write_study(tmp_path, TINY)
-    tag_cells(uri, TINY.name, "tags.context = '64'", budget="longer")
-    assert len(load_study(uri, TINY.name).cells) == 4
+def test_contexts_may_differ_in_budget(root: Path) -> None:
+    uri = write_study(root, tiny("two budgets"))
+    tag_cells(uri, "two budgets", "tags.context = '64'", budget="longer")
+    assert len(load_study(uri, "two budgets").cells) == 4
 
 
-def test_the_newest_study_run_counts_unless_another_is_named(tmp_path: Path) -> None:
-    uri = write_study(tmp_path, TINY)
-    first = load_study(uri, TINY.name)
-    write_study(tmp_path, Design(**{**TINY.__dict__, "rng_seed": 1, "started_ms": STARTED_MS + 10**7}))
-    second = load_study(uri, TINY.name)
+def test_the_newest_study_run_counts_unless_another_is_named(root: Path) -> None:
+    uri = write_study(root, tiny("twice"))
+    first = load_study(uri, "twice")
+    write_study(root, replace(tiny("twice"), rng_seed=1, started_ms=STARTED_MS + 10**7))
+    second = load_study(uri, "twice")
     assert second.run_id != first.run_id
     assert len(second.cells) == len(first.cells)
-    again = load_study(uri, TINY.name, run_id=first.run_id)
+    again = load_study(uri, "twice", run_id=first.run_id)
     assert list(again.cells.run_id) == list(first.cells.run_id)
     with pytest.raises(ValueError, match="no study run abc"):
-        load_study(uri, TINY.name, run_id="abc")
+        load_study(uri, "twice", run_id="abc")
 
 
-def test_a_finished_run_counts_before_a_newer_failed_one(tmp_path: Path) -> None:
-    uri = write_study(tmp_path, TINY)
-    before = load_study(uri, TINY.name)
+def test_a_finished_run_counts_before_a_newer_failed_one(root: Path) -> None:
+    uri = write_study(root, tiny("retried"))
+    before = load_study(uri, "retried")
     cell = before.cells.iloc[0]
     client = MlflowClient(uri)
     tags = client.get_run(cell.run_id).data.tags
     retry = client.create_run(before.experiment_id, start_time=int(cell.started_ms) + 10**6, tags=tags)
     client.set_terminated(retry.info.run_id, "FAILED")
-    assert list(load_study(uri, TINY.name).cells.run_id) == list(before.cells.run_id)
+    assert list(load_study(uri, "retried").cells.run_id) == list(before.cells.run_id)
+
+
+def test_a_study_whose_every_cell_failed_says_so_in_one_line(root: Path) -> None:
+    design = tiny("broken")
+    everything = frozenset((v.name, 0, "v_niah", context, "published") for v in PAIR for context in design.contexts)
+    uri = write_study(root, replace(design, failed=everything))
+    with pytest.raises(ValueError, match="no finished cell; 4 failed, the first with ValueError: no frame") as raised:
+        load_study(uri, "broken")
+    assert "\n" not in str(raised.value)
