@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import inf
 from typing import Any
 
 import matplotlib as mpl
@@ -24,6 +25,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 AXIS_COLOURS = {0: "#E69F00", 1: "#0072B2", 2: "#009E73", -1: "none"}
+# Least distance between two labels at the right of a panel, in per cent of accuracy.
+LABEL_GAP = 8
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7f4ec", "#f2c46d", "#d5703a", "#8c2d54", "#2d1247"])
 STYLE = {
     "svg.fonttype": "none",
@@ -96,17 +99,21 @@ def draw(
 
 def inline(svg: str, alt: str) -> str:
     """Cut an SVG file down to its element: page ink for stand-in colours, two decimals, no header, no drawing ids."""
-    body = svg[svg.index("<svg") :]
-    view = re.search(r'viewBox="([^"]*)"', body)
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    body = re.sub(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"', "", body)
-    body = re.sub(r"(\d+\.\d\d)\d+", r"\1", body)
-    body = body.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    opening, body = body.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', opening)
+    body = re.sub(r"<[^>]+>", lambda tag: lighter(tag[0]), body)
     body = re.sub(r"\n\s*", "\n", body)
-    head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{view[1] if view else ""}" xmlns="http://www.w3.org/2000/svg"'
-    return f'{head} xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
+    links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg role="img" aria-label="{escape(alt)}" {view[0] if view else ""} {links}>{body}'
+
+
+def lighter(tag: str) -> str:
+    """One tag of the drawing as the page wants it; text between tags is not touched."""
+    tag = re.sub(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"', "", tag)
+    tag = re.sub(r"(\d+\.\d\d)\d+", r"\1", tag)
+    tag = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", tag)
+    return tag.replace(INK, "currentColor").replace(GRID, "var(--grid)")
 
 
 def context_axis(axes: Axes, sizes: Sequence[float], labels: Sequence[str], unit: str) -> None:
@@ -154,6 +161,7 @@ def accuracy_by_context(
                 marker=look.marker,
                 markersize=5,
                 linewidth=1.8,
+                zorder=3 if look.colour == INK else 2,
             )
         axes.set_ylim(0, 102)
         axes.set_ylabel("accuracy (%)")
@@ -199,10 +207,12 @@ def scale_response(name: str, alt: str, points: pd.DataFrame, look: Look, publis
             axes.axvline(published, color=INK, linewidth=0.8, linestyle=":")
         kinds = pd.DataFrame(list(points.per_kind), index=points.scale).groupby(level=0).mean()
         if kinds.shape[1] > 1:
-            for place, kind in enumerate(kinds):
+            height = -inf
+            for place, kind in enumerate(kinds.iloc[-1].sort_values(kind="stable").index):
                 axes.plot(kinds.index, 100 * kinds[kind], color=INK, linewidth=0.9, linestyle=DASHES[1 + place % 3])
-                end = (kinds.index[-1], 100 * kinds[kind].iloc[-1])
-                axes.annotate(str(kind), end, xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+                height = max(height + LABEL_GAP, 100 * kinds[kind].iloc[-1])
+                end = (kinds.index[-1], height)
+                axes.annotate(str(kind), end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
         mean = points.groupby("scale").accuracy.mean()
         axes.plot(mean.index, 100 * mean, color=look.colour, linewidth=2)
         for point in points.itertuples():
@@ -227,12 +237,13 @@ def training_curve(name: str, alt: str, curves: pd.DataFrame, looks_of: dict[str
             for _, line in lines.groupby("seed"):
                 axes.plot(line.step, line.value, color=look.colour, linewidth=0.5, alpha=0.5)
             mean = lines.groupby("step").value.mean()
-            axes.plot(mean.index, mean, color=look.colour, linestyle=look.dash, linewidth=1.6)
+            order = 3 if look.colour == INK else 2
+            axes.plot(mean.index, mean, color=look.colour, linestyle=look.dash, linewidth=1.6, zorder=order)
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
         axes.set_ylim(bottom=0)
 
-    return draw(name, alt, (4.6, 3.0), paint)
+    return draw(name, alt, (4.6, 3.0), paint, margins=(0.66, 0.12, 0.46, 0.08))
 
 
 def slot_map(name: str, alt: str, rows: Sequence[tuple[str, Sequence[int]]]) -> str:

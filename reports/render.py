@@ -184,7 +184,7 @@ def doubts(results: StudyResults, grid: pd.DataFrame) -> list[str]:
     missing = results.expected_cells - len(finished)
     if missing > 0:
         found.append(
-            f"{missing} of {results.expected_cells} cells are not finished; their trials are left out of those columns."
+            f"Not finished: {missing} of {results.expected_cells} cells. Their trials are left out of those columns."
         )
     left_out = int(grid.left_out.max())
     if left_out:

@@ -142,7 +142,7 @@ def caption(results: StudyResults, rows: pd.DataFrame, title: str) -> str:
     return (
         f"{title}: accuracy in per cent with its 95 % interval over questions, videos and seeds, and below it the "
         f"difference to {label_of(results, results.baseline)} in points. {spread(questions)} questions on "
-        f"{spread(videos)} videos a cell and seed; {spread(seeds)} seeds."
+        f"{spread(videos)} videos a cell and seed; {spread(seeds)} {'seed' if seeds == [1] else 'seeds'}."
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from reports.figures import inline
 from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
 from reports.tables import summary_table
@@ -121,7 +122,7 @@ def test_every_cell_leads_to_its_run_and_command(html: str, results: StudyResult
 
 def test_failures_are_listed_with_their_cause(html: str, files: ReportFiles) -> None:
     assert "RuntimeError: &lt;script&gt;" in html
-    assert "1 of 72 cells are not finished" in html
+    assert "Not finished: 1 of 72 cells" in html
     assert "RuntimeError" in files.markdown.read_text()
 
 
@@ -217,3 +218,8 @@ def requests_of_pages(net_log: Path) -> list[str]:
     started = [event["params"] for event in events if "initiator" in event.get("params", {})]
     asked = [params["url"] for params in started if params["initiator"] != "not an origin" and "url" in params]
     return [url for url in asked if not url.startswith(("file:", "data:"))]
+
+
+def test_numbers_that_a_figure_shows_are_not_shortened() -> None:
+    svg = '<svg viewBox="0 0 1 1">\n<g id="text_1"><text x="1.23456">0.125 $x$</text></g></svg>'
+    assert '<text x="1.23">0.125 $x$</text>' in inline(svg, "a < b")
