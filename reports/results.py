@@ -86,7 +86,7 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         known = sorted(found.name for found in client.search_experiments() if found.name != "Default")
-        raise ValueError(f"study {study!r} is not in {tracking_uri}: it holds {known}; run it first")
+        raise ValueError(f"study {study!r} is not in {without_password(tracking_uri)}: it holds {known}; run it first")
     study_run = find_study_run(client, experiment.experiment_id, study, run_id)
     trial_runs = children(client, experiment.experiment_id, "trial", {study_run.info.run_id})
     cell_runs = children(client, experiment.experiment_id, "cell", {run.info.run_id for run in trial_runs})
@@ -118,7 +118,7 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
         run_id=study_run.info.run_id,
         experiment_id=experiment.experiment_id,
         started_ms=study_run.info.start_time,
-        tracking_uri=tracking_uri,
+        tracking_uri=without_password(tracking_uri),
         record=record,
         config=config,
         trials=trials,
@@ -135,6 +135,11 @@ def open_tracking(tracking_uri: str) -> MlflowClient:
     if parsed.scheme == "sqlite" and not Path(parsed.path[1:]).is_file():
         raise ValueError(f"tracking store {tracking_uri!r} does not exist: run a study first or correct tracking_uri")
     return MlflowClient(tracking_uri)
+
+
+def without_password(uri: str) -> str:
+    """The address without the user and password that it may carry: reports and messages are passed on."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def search(client: MlflowClient, experiment_id: str, filter_string: str) -> Iterator[Run]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from reports.results import StudyResults, context_size, load_study
+from reports.results import StudyResults, context_size, load_study, without_password
 from tests.reports.conftest import STUDY
 from tests.reports.factory import PAIR, STARTED_MS, Design, tag_cells, write_study
 
@@ -117,3 +117,8 @@ def test_a_study_whose_every_cell_failed_says_so_in_one_line(root: Path) -> None
     with pytest.raises(ValueError, match="no finished cell; 4 failed, the first with ValueError: no frame") as raised:
         load_study(uri, "broken")
     assert "\n" not in str(raised.value)
+
+
+def test_passwords_in_an_address_are_not_passed_on() -> None:
+    assert without_password("https://me:secret@mlflow.example:5000/x") == "https://mlflow.example:5000/x"
+    assert without_password("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
