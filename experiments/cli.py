@@ -175,15 +175,13 @@ def prepare_report(args: argparse.Namespace) -> Command:
     from rich.console import Console
 
     from experiments.study import make_report, open_study
+    from experiments.tracking import find_study_run
 
     study = open_study(args.overrides)
-
-    from reports.results import load_study
-
-    load_study(study.config.tracking, study.config.study.name)
+    run_id = find_study_run(study.config, study.grid)
 
     def report(_: argparse.Namespace) -> int:
-        make_report(study, Console())
+        make_report(study, Console(), run_id)
         return 0
 
     return report
@@ -191,11 +189,14 @@ def prepare_report(args: argparse.Namespace) -> Command:
 
 def prepare_compare(args: argparse.Namespace) -> Command:
     from experiments.study import open_study
+    from experiments.tracking import find_study_run
     from reports.compare import compare
     from reports.results import load_study
 
     study = open_study(args.overrides)
-    comparison = compare(load_study(study.config.tracking, study.config.study.name), *args.trials)
+    run_id = find_study_run(study.config, study.grid)
+    results = load_study(study.config.tracking, study.config.study.name, run_id=run_id)
+    comparison = compare(results, *args.trials)
 
     def show(_: argparse.Namespace) -> int:
         print(comparison.text())

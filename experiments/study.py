@@ -25,12 +25,13 @@ MIRRORED = (EventKind.FINISHED, EventKind.CACHED)
 
 @dataclass(frozen=True)
 class Study:
-    """A composed study with its grid and store; nothing has been written yet."""
+    """A composed study with its grid and store; nothing has been written yet. `selected`: what --only leaves of it."""
 
     config: Config
     resolved: str
     command: str
     grid: Grid
+    selected: Grid
     store: Store
 
 
@@ -39,9 +40,8 @@ def open_study(overrides: Sequence[str], *, only: str | None = None) -> Study:
     config, resolved = load_config(overrides)
     store = Store(Path(config.store))
     grid = build_grid(config)
-    if only is not None:
-        grid = restrict(grid, only)
-    return Study(config, resolved, " ".join(["hope run", *overrides]), grid, store)
+    selected = grid if only is None else restrict(grid, only)
+    return Study(config, resolved, " ".join(["hope run", *overrides]), grid, selected, store)
 
 
 def restrict(grid: Grid, pattern: str) -> Grid:
@@ -64,14 +64,14 @@ def restrict(grid: Grid, pattern: str) -> Grid:
 
 def run_study(study: Study, console: Console) -> int:
     """Run what is missing, write the report and print its summary; return the exit code."""
-    config, grid = study.config, study.grid
-    planned = plan(study.store, grid.targets)
+    config, selected = study.config, study.selected
+    planned = plan(study.store, selected.targets)
     found = counts(planned)
     missing = len(planned) - found[State.DONE]
-    say(console, f"study {config.study.name}: {len(grid.cells)} cells from {len(planned)} stages, {missing} to run")
+    say(console, f"study {config.study.name}: {len(selected.cells)} cells from {len(planned)} stages, {missing} to run")
     study.store.prepare()
     # The database is made here, before any worker starts.
-    tracker = Tracker(config, grid, study.store, resolved=study.resolved, command=study.command)
+    tracker = Tracker(config, study.grid, study.store, resolved=study.resolved, command=study.command)
     slots = config.cluster.num_cpus or os.cpu_count() or 1
     runner = RayRunner(
         study.store,
@@ -90,7 +90,7 @@ def run_study(study: Study, console: Console) -> int:
             elif event.kind == EventKind.FAILED and event.failure:
                 tracker.record_failure(event.stage, event.failure)
 
-        summary = runner.run(grid.targets, on_event)
+        summary = runner.run(selected.targets, on_event)
     if summary.was_interrupted:
         say(console, f"interrupted; what is done is kept: {study.command} continues")
         return INTERRUPTED
@@ -100,16 +100,16 @@ def run_study(study: Study, console: Console) -> int:
         say(console, "nothing to do: every cell is done")
     else:
         say(console, f"ran {len(summary.finished)} stages in {duration(summary.elapsed_s)}")
-    make_report(study, console, tracker)
+    make_report(study, console, tracker.study_run_id)
+    if tracker.written:
+        tracker.log_report(config.report_dir)
     return DONE if summary.ok else SOME_FAILED
 
 
-def make_report(study: Study, console: Console, tracker: Tracker | None = None) -> None:
-    """Build the report from MLflow alone and print the summary table and the report's path."""
-    results = load_study(study.config.tracking, study.config.study.name)
+def make_report(study: Study, console: Console, run_id: str) -> None:
+    """Build the report of one study run from MLflow alone and print the summary table and the report's path."""
+    results = load_study(study.config.tracking, study.config.study.name, run_id=run_id)
     files = write_report(results, study.config.report_dir)
-    if tracker and tracker.written:
-        tracker.log_report(study.config.report_dir)
     console.print(summary_table(results, judge(results)), markup=False, highlight=False, soft_wrap=True)
     say(console, f"report: {files.html}")
     say(console, f"runs:   hope ui store={study.config.store}   (MLflow, experiment {study.config.study.name!r})")
@@ -185,7 +185,7 @@ def say(console: Console, line: str) -> None:
 
 def print_explanation(study: Study) -> None:
     """For each stage behind the matching cells: done, or the fields in which it differs from its nearest record."""
-    for stage in dict.fromkeys(s for cell in study.grid.cells for s in walk([cell.stage])):
+    for stage in dict.fromkeys(s for cell in study.selected.cells for s in walk([cell.stage])):
         if study.store.has(stage):
             print(f"done  {stage.label}")
             continue

@@ -17,11 +17,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, RunTag
 
 from experiments.config import Config
 from experiments.grid import Cell, Grid, Trial, question_set
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
+from reports.results import open_tracking, search
 
 SCORER = "exact_match@1"
 METRICS_PER_BATCH = 1000
@@ -92,7 +93,7 @@ class Tracker:
         return self._client.create_experiment(name, artifact_location=location)
 
     def _open_study(self, resolved: str, command: str) -> str:
-        for run in self._search(f"tags.kind = 'study' and tags.grid = '{self._grid.fingerprint}'"):
+        for run in search(self._client, self._experiment_id, study_filter(self._grid)):
             if run.data.tags.get(RECORDED):
                 return run.info.run_id
             self._client.delete_run(run.info.run_id)
@@ -115,21 +116,12 @@ class Tracker:
     def _known_runs(self) -> dict[str, str]:
         """Run ids by trial name and cell id; what a killed launcher left half written, or failed, is deleted."""
         known: dict[str, str] = {}
-        for run in self._search(f"tags.study_run = '{self._study_run}'"):
+        for run in search(self._client, self._experiment_id, f"tags.study_run = '{self._study_run}'"):
             if run.data.tags.get(RECORDED):
                 known[run.data.tags["key"]] = run.info.run_id
             else:
                 self._client.delete_run(run.info.run_id)
         return known
-
-    def _search(self, filter_string: str) -> list[Run]:
-        runs, token = [], None
-        while True:
-            page = self._client.search_runs([self._experiment_id], filter_string, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
 
     def _create(self, key: str, name: str, parent: str | None, tags: Mapping[str, str]) -> str:
         if parent is not None:
@@ -251,6 +243,24 @@ class Tracker:
             "command": f"hope run study={self._config.study.name} --only '{cell.id}'",
             "fingerprint": cell.stage.fingerprint,
         }
+
+
+def study_filter(grid: Grid) -> str:
+    """Finds the study runs of exactly this grid."""
+    return f"tags.kind = 'study' and tags.grid = '{grid.fingerprint}'"
+
+
+def find_study_run(config: Config, grid: Grid) -> str:
+    """The id of this grid's study run. Raises ValueError where it never ran."""
+    client = open_tracking(config.tracking)
+    experiment = client.get_experiment_by_name(config.study.name)
+    runs = list(search(client, experiment.experiment_id, study_filter(grid))) if experiment else []
+    if not runs:
+        raise ValueError(
+            f"study {config.study.name!r} with these settings is not in {config.tracking}; run it first, or give the "
+            "overrides it was run with"
+        )
+    return str(runs[0].info.run_id)
 
 
 def study_record(config: Config, grid: Grid) -> dict[str, Any]:

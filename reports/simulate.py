@@ -36,7 +36,7 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario("as in the quickstart: 6 variants, 3 seeds, 4 videos of 12 questions"),
+    Scenario("6 variants, 3 seeds, 4 videos of 12 questions"),
     Scenario("no variant differs by seed or video", seed_sd=0.0, video_sd=0.0),
     Scenario("large differences between seeds", seed_sd=0.10),
     Scenario("large differences between videos", video_sd=0.15),
