@@ -172,7 +172,7 @@ def test_a_decoder_that_dies_costs_its_video_only(videos, long_video, preprocess
 
     def kill_decoder(done, total):
         if done == 1:  # the next file is the long one
-            (decoder,) = psutil.Process().children()
+            (decoder,) = (p for p in psutil.Process().children() if "pipelines.video.worker" in p.cmdline())
             threading.Thread(target=kill_at_work, args=(decoder,)).start()
 
     media = media_of(videos, "00.mp4") | {"long": Media("video", long_video)} | media_of(videos, "01.mp4")
