@@ -50,7 +50,7 @@ class StopFlag:
 
 def run_job(root: Path, heartbeat_s: float, job: Job) -> Outcome:
     """Run one job in a Ray worker."""
-    # ray.cancel interrupts the main thread as Ctrl-C would; a process whose launcher ignores SIGINT (a background job of
+    # ray.cancel interrupts the main thread as Ctrl-C would; where the launcher ignores SIGINT (a background job of
     # a shell script) has no handler for it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     limit_threads(max(1, int(job.resources.num_cpus)))
