@@ -26,6 +26,7 @@ from reports.results import open_tracking, search
 
 SCORER = "exact_match@1"
 METRICS_PER_BATCH = 1000
+COMPARED = ("variant", "layout", "allocation", "scaling", "seed", "benchmark", "context", "scale_rule")
 RECORDED = "recorded"
 
 
@@ -180,17 +181,19 @@ class Tracker:
                 f"accuracy/{cell.context_frames}": found["accuracy"],
                 **{f"accuracy/{kind}": value for kind, value in found["kinds"].items()},
                 "questions": found["questions"],
-                "errors": 0,
-                "unparsed": 0,
+                "errors": found["errors"],
+                "unparsed": 0,  # exact match of tokens parses nothing
                 "duration_s": found["duration_s"],
                 "cached": float(cached),
             }
             now = int(time.time() * 1000)
-            scale = artifact.result["scale"]
+            tags, scale = self._cell_tags(cell), artifact.result["scale"]
+            # Tags are for searching; MLflow's compare page and parallel coordinates show parameters.
+            params = {name: tags[name] for name in COMPARED} | ({} if scale is None else {"scale": str(scale)})
             self._client.log_batch(
                 run_id,
                 metrics=[Metric(key, float(value), now, 0) for key, value in values.items()],
-                params=[] if scale is None else [Param("scale", str(scale))],
+                params=[Param(key, value) for key, value in params.items()],
                 tags=[RunTag(RECORDED, "1")],
             )
             self._client.set_terminated(run_id)
