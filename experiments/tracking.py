@@ -174,7 +174,8 @@ class Tracker:
         for cell in cells:
             if cell.id in self._runs:
                 continue
-            run_id = self._create(cell.id, self._cell_name(cell), self._runs[trial.name], self._cell_tags(cell))
+            tags = self._cell_tags(cell)
+            run_id = self._create(cell.id, self._cell_name(cell), self._runs[trial.name], tags)
             found = artifact.result["contexts"][str(cell.context_frames)]
             values = {
                 "accuracy": found["accuracy"],
@@ -187,7 +188,7 @@ class Tracker:
                 "cached": float(cached),
             }
             now = int(time.time() * 1000)
-            tags, scale = self._cell_tags(cell), artifact.result["scale"]
+            scale = artifact.result["scale"]
             # Tags are for searching; MLflow's compare page and parallel coordinates show parameters.
             params = {name: tags[name] for name in COMPARED} | ({} if scale is None else {"scale": str(scale)})
             self._client.log_batch(

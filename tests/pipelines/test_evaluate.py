@@ -84,7 +84,7 @@ def test_every_question_has_a_line_with_what_its_score_rests_on(trial: dict[str,
     assert all(line["scale"] == 0.75 and line["correct"] == (line["prediction"] == line["answer"]) for line in lines)
 
 
-def test_another_scale_moves_the_positions_and_so_the_predictions_probabilities(trial: dict[str, Artifact]) -> None:
+def test_another_scale_moves_the_positions_of_a_loaded_checkpoint(trial: dict[str, Artifact]) -> None:
     model = load(trial["finetune"].path / "checkpoint").eval()
     tokens = vision_tokens(model.config)
     ids = torch.tensor([[tokens.vision_start, *[tokens.video] * 16, tokens.vision_end]])
