@@ -1,7 +1,6 @@
 """`hope doctor` and `hope ui`: what this machine has, what would be used, and the dashboard of a store."""
 
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -51,8 +50,18 @@ def _device() -> tuple[str, bool, str]:
 
 
 def _attention() -> tuple[str, bool, str]:
-    flash = importlib.util.find_spec("flash_attn") is not None
-    return "attention", True, "sdpa" + ("; flash_attn is installed" if flash else "; flash_attn is not installed")
+    import torch
+
+    from pipelines.attention import FLASH, choose_attention, obstacle
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reasons = {name: obstacle(name, device, torch.bfloat16) for name in FLASH}
+    why = "; ".join(f"{name} {reason}" for name, reason in reasons.items() if reason)
+    return (
+        "attention",
+        True,
+        f"auto is {choose_attention('auto', device, torch.bfloat16)}" + (f" ({why})" if why else ""),
+    )
 
 
 def _versions(part: str, packages: Sequence[str]) -> tuple[str, bool, str]:
