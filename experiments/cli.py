@@ -1,14 +1,27 @@
 """The command line: `hope`, also `python -m experiments`."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments.commands import (
+    Command,
+    prepare_compare,
+    prepare_doctor,
+    prepare_explain,
+    prepare_plan,
+    prepare_report,
+    prepare_run,
+    prepare_status,
+    prepare_sync,
+    prepare_theory,
+    prepare_ui,
+    prepare_variants,
+)
+
 OVERRIDES_HELP = "study=NAME and any group=choice or key=value, as in: study=quickstart recipe.steps=300"
-Command = Callable[[argparse.Namespace], int]
 EXIT_CODES = "exit codes: 0 done, 1 some cells failed (all others are done), 2 bad config or usage, 130 interrupted"
 
 
@@ -86,6 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     takes_study(command("report", "build the report again from MLflow alone", prepare_report, "study=quickstart"))
+    takes_study(
+        command(
+            "sync",
+            "write to MLflow what the store holds and MLflow does not, then the report",
+            prepare_sync,
+            "study=quickstart",
+        )
+    )
     compare = command(
         "compare",
         "compare two trials cell by cell, on the questions that both answered",
@@ -125,134 +146,6 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
-
-
-def prepare_run(args: argparse.Namespace) -> Command:
-    from rich.console import Console
-
-    from experiments.study import open_study, run_study
-
-    study = open_study(args.overrides, only=args.only)
-    return lambda _: run_study(study, Console())
-
-
-def prepare_plan(args: argparse.Namespace) -> Command:
-    from rich.console import Console
-
-    from experiments.study import open_study, print_plan
-
-    study = open_study(args.overrides)
-
-    def plan(_: argparse.Namespace) -> int:
-        print_plan(study, Console())
-        return 0
-
-    return plan
-
-
-def prepare_explain(args: argparse.Namespace) -> Command:
-    from experiments.study import open_study, print_explanation
-
-    study = open_study(args.overrides, only=args.cell)
-
-    def explain(_: argparse.Namespace) -> int:
-        print_explanation(study)
-        return 0
-
-    return explain
-
-
-def prepare_status(args: argparse.Namespace) -> Command:
-    from rich.console import Console
-
-    from experiments.study import open_study, print_status
-
-    study = open_study(args.overrides)
-    return lambda _: print_status(study, Console())
-
-
-def prepare_report(args: argparse.Namespace) -> Command:
-    from rich.console import Console
-
-    from experiments.study import make_report, open_study
-    from experiments.tracking import find_study_run
-
-    study = open_study(args.overrides)
-    run_id = find_study_run(study.config, study.grid)
-
-    def report(_: argparse.Namespace) -> int:
-        make_report(study, Console(), run_id)
-        return 0
-
-    return report
-
-
-def prepare_compare(args: argparse.Namespace) -> Command:
-    from experiments.study import open_study
-    from experiments.tracking import find_study_run
-    from reports.compare import compare
-    from reports.results import load_study
-
-    study = open_study(args.overrides)
-    run_id = find_study_run(study.config, study.grid)
-    results = load_study(study.config.tracking, study.config.study.name, run_id=run_id)
-    comparison = compare(results, *args.trials)
-
-    def show(_: argparse.Namespace) -> int:
-        print(comparison.text())
-        return 0
-
-    return show
-
-
-def prepare_variants(args: argparse.Namespace) -> Command:
-    from hope_core import get_variant, list_variants
-
-    def show(_: argparse.Namespace) -> int:
-        known = [get_variant(name) for name in list_variants()]
-        if args.json:
-            print(json.dumps([variant.to_dict() for variant in known], indent=1))
-            return 0
-        rows = [("variant", "positions", "frequencies", "scaling")]
-        rows += [(v.name, v.positions.kind, v.frequencies.kind, v.scaling.kind) for v in known]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return 0
-
-    return show
-
-
-def prepare_theory(args: argparse.Namespace) -> Command:
-    from experiments.theory import run
-    from hope_core import get_variant
-
-    for name in args.variants:
-        get_variant(name)
-
-    def theory(_: argparse.Namespace) -> int:
-        run(args.variants, args.out)
-        return 0
-
-    return theory
-
-
-def prepare_ui(args: argparse.Namespace) -> Command:
-    from experiments.doctor import output_folder, serve_ui
-
-    store = output_folder(args.overrides)
-    if not (store / "mlflow.db").is_file():
-        raise ValueError(
-            f"store {str(store)!r} has no mlflow.db; run a study first, or name its store: hope ui store=..."
-        )
-    return lambda _: serve_ui(store, args.port)
-
-
-def prepare_doctor(args: argparse.Namespace) -> Command:
-    from experiments.doctor import output_folder, print_health
-
-    store = output_folder(args.overrides)
-    return lambda _: print_health(store)
 
 
 if __name__ == "__main__":

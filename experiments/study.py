@@ -10,17 +10,16 @@ from rich.console import Console
 
 from experiments.config import Config, load_config
 from experiments.grid import Grid, build_grid
+from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, duration
-from experiments.tracking import Tracker
 from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 from reports.render import write_report
-from reports.results import load_study
+from reports.results import load_study, without_password
 from reports.tables import summary_table
 from reports.verdicts import judge
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
-MIRRORED = (EventKind.FINISHED, EventKind.CACHED)
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,10 @@ class Study:
     grid: Grid
     selected: Grid
     store: Store
+
+    def again(self, command: str) -> str:
+        """The command line that does `command` for this study."""
+        return self.command.replace("hope run", f"hope {command}", 1)
 
 
 def open_study(overrides: Sequence[str], *, only: str | None = None) -> Study:
@@ -70,8 +73,8 @@ def run_study(study: Study, console: Console) -> int:
     missing = len(planned) - found[State.DONE]
     say(console, f"study {config.study.name}: {len(selected.cells)} cells from {len(planned)} stages, {missing} to run")
     study.store.prepare()
-    # The database is made here, before any worker starts.
-    tracker = Tracker(config, study.grid, study.store, resolved=study.resolved, command=study.command)
+    mirror = open_mirror(study, console)
+    mirror.open()  # the database is made here, before any worker starts
     slots = config.cluster.num_cpus or os.cpu_count() or 1
     runner = RayRunner(
         study.store,
@@ -85,25 +88,65 @@ def run_study(study: Study, console: Console) -> int:
 
         def on_event(event: Event) -> None:
             progress.on_event(event)
-            if event.kind in MIRRORED and event.artifact:
-                tracker.record(event.stage, event.artifact, cached=event.kind == EventKind.CACHED)
-            elif event.kind == EventKind.FAILED and event.failure:
-                tracker.record_failure(event.stage, event.failure)
+            mirror.note(event)
 
         summary = runner.run(selected.targets, on_event)
     if summary.was_interrupted:
         say(console, f"interrupted; what is done is kept: {study.command} continues")
         return INTERRUPTED
-    tracker.finish(ok=summary.ok)
+    run_id = mirror.finish(ok=summary.ok)
     print_failures(study, summary, console)
-    if missing == 0 and tracker.written == 0:
+    if missing == 0 and mirror.written == 0:
         say(console, "nothing to do: every cell is done")
     else:
         say(console, f"ran {len(summary.finished)} stages in {duration(summary.elapsed_s)}")
-    make_report(study, console, tracker.study_run_id)
-    if tracker.written:
-        tracker.log_report(config.report_dir)
-    return DONE if summary.ok else SOME_FAILED
+    reported = report_mirrored(study, console, mirror, run_id)
+    return DONE if summary.ok and reported else SOME_FAILED
+
+
+def open_mirror(study: Study, console: Console) -> Mirror:
+    return Mirror(
+        study.config,
+        study.grid,
+        study.store,
+        resolved=study.resolved,
+        command=study.command,
+        tell=lambda line: say(console, line),
+    )
+
+
+def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str | None) -> bool:
+    """Report the study run and copy the report into it; False, with one line, while the tracking server is away."""
+    try:
+        if run_id is not None:
+            make_report(study, console, run_id)
+            if not mirror.written or mirror.attach_report():
+                return True
+    except ValueError as error:  # every cell failed
+        say(console, str(error))
+        return False
+    except UNREACHABLE as error:
+        say(console, without_password(" ".join(str(error).split()))[:200])
+    say(console, f"done, but not in MLflow yet; once the tracking server is back: {study.again('sync')}")
+    return False
+
+
+def sync_study(study: Study, console: Console) -> int:
+    """Write to MLflow what the store holds of the study and MLflow does not, then the report."""
+    planned = plan(study.store, study.grid.targets)
+    mirror = open_mirror(study, console)
+    study.store.prepare()
+    mirror.open()
+    for item in planned:
+        artifact, failure = study.store.get(item.stage), study.store.failure(item.stage)
+        if artifact or failure:
+            mirror.note(Event(EventKind.CACHED if artifact else EventKind.FAILED, item.stage, artifact, failure))
+    ok = all(item.state == State.DONE for item in planned)
+    run_id = mirror.finish(ok=ok)
+    if run_id is not None:
+        say(console, f"{mirror.written} runs written to MLflow")
+    reported = report_mirrored(study, console, mirror, run_id)
+    return DONE if ok and reported else SOME_FAILED
 
 
 def make_report(study: Study, console: Console, run_id: str) -> None:

@@ -15,19 +15,25 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A server that is away is told at once and asked again later (experiments.mirror); MLflow itself would ask for minutes,
+# and a write repeated below the tracker could be done twice.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from experiments.config import Config
 from experiments.grid import Cell, Grid, Trial, question_set
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
-from reports.results import open_tracking, search
+from reports.results import open_tracking, search, without_password
 
 SCORER = "exact_match@1"
 METRICS_PER_BATCH = 1000
 COMPARED = ("variant", "layout", "allocation", "scaling", "seed", "benchmark", "context", "scale_rule")
 RECORDED = "recorded"
+SEARCHED_TAG = "scale_search"
 
 
 class Tracker:
@@ -53,9 +59,10 @@ class Tracker:
         for trial in self._grid.trials:
             if stage.fingerprint == trial.finetune.fingerprint:
                 self._record_trial(trial, artifact, cached)
+            elif trial.name not in self._runs:
+                continue  # no checkpoint of it is in the store, so that there is no run for its cells to hang from
             elif trial.search and stage.fingerprint == trial.search.fingerprint:
-                self._client.log_artifact(self._runs[trial.name], str(artifact.path / "scale_search.json"))
-                self._client.log_metric(self._runs[trial.name], "scale_search/chosen", artifact.result["chosen"])
+                self._record_search(trial, artifact)
             for (benchmark, rule), evaluation in trial.evaluations.items():
                 if stage.fingerprint == evaluation.fingerprint:
                     self._record_evaluation(trial, benchmark, rule, artifact, cached)
@@ -160,6 +167,14 @@ class Tracker:
             tags=[*found, RunTag(RECORDED, "1")],
         )
 
+    def _record_search(self, trial: Trial, artifact: Artifact) -> None:
+        run_id = self._runs[trial.name]
+        if SEARCHED_TAG in self._client.get_run(run_id).data.tags:
+            return
+        self._client.log_artifact(run_id, str(artifact.path / "scale_search.json"))
+        self._client.log_metric(run_id, "scale_search/chosen", artifact.result["chosen"])
+        self._client.set_tag(run_id, SEARCHED_TAG, artifact.fingerprint)
+
     def _record_evaluation(self, trial: Trial, benchmark: str, rule: str, artifact: Artifact, cached: bool) -> None:
         cells = [
             cell
@@ -257,8 +272,14 @@ def study_filter(grid: Grid) -> str:
 def find_study_run(config: Config, grid: Grid) -> str:
     """The id of this grid's study run. Raises ValueError where it never ran."""
     client = open_tracking(config.tracking)
-    experiment = client.get_experiment_by_name(config.study.name)
-    runs = list(search(client, experiment.experiment_id, study_filter(grid))) if experiment else []
+    try:
+        experiment = client.get_experiment_by_name(config.study.name)
+        runs = list(search(client, experiment.experiment_id, study_filter(grid))) if experiment else []
+    except MlflowException as error:
+        raise ValueError(
+            f"tracking server {without_password(config.tracking)} cannot be asked: {str(error)[:200]}; start it, or "
+            "correct tracking_uri"
+        ) from None
     if not runs:
         raise ValueError(
             f"study {config.study.name!r} with these settings is not in {config.tracking}; run it first, or give the "

@@ -1,6 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
+
+from experiments.config import load_config
+from experiments.grid import build_grid
+from pipelines.engine import LocalRunner, Store
 
 SMALL = (
     "study=smoke",
@@ -18,3 +23,19 @@ SMALL = (
 def small(tmp_path: Path) -> list[str]:
     """Overrides of a study that runs in seconds, with its store in a folder that does not exist yet."""
     return [*SMALL, f"store={tmp_path / 'out'}"]
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which every stage of the small study is done and nothing is in MLflow yet."""
+    root = tmp_path_factory.mktemp("finished") / "out"
+    config, _ = load_config([*SMALL, f"store={root}", "cluster.decode_workers=0"])
+    assert LocalRunner(Store(root)).run(build_grid(config).targets).ok
+    return root
+
+
+@pytest.fixture
+def finished(finished_store: Path, small: list[str], tmp_path: Path) -> list[str]:
+    """Overrides of the small study with every stage done, in a store of the test's own."""
+    shutil.copytree(finished_store, tmp_path / "out")
+    return small

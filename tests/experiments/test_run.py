@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
 
 from experiments.cli import main
 from experiments.config import load_config
 from experiments.grid import build_grid
+from tests.experiments.runs import check_tree, runs_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,14 +43,6 @@ def kill_when(process: "subprocess.Popen[str]", seen: Callable[[str], bool], kin
     raise AssertionError("the run ended first:\n" + "".join(lines))
 
 
-def runs_of(overrides: list[str]) -> list[Run]:
-    config, _ = load_config(overrides)
-    client = MlflowClient(config.tracking)
-    experiment = client.get_experiment_by_name(config.study.name)
-    assert experiment
-    return list(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000))
-
-
 def numbers(overrides: list[str]) -> dict[str, dict[str, object]]:
     """What each question was answered, by cell: all that a report's accuracies rest on."""
     config, _ = load_config(overrides)
@@ -61,20 +52,6 @@ def numbers(overrides: list[str]) -> dict[str, dict[str, object]]:
         lines = map(json.loads, (root / cell.stage.fingerprint / "questions.jsonl").read_text().splitlines())
         found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context_frames}
     return found
-
-
-def check_tree(overrides: list[str]) -> None:
-    """One study run, one run per trial below it, one per cell below its trial, each once and finished."""
-    grid = build_grid(load_config(overrides)[0])
-    runs = runs_of(overrides)
-    by_kind = {kind: [run for run in runs if run.data.tags["kind"] == kind] for kind in ("study", "trial", "cell")}
-    (study,) = by_kind["study"]
-    trials = {run.data.tags["key"]: run.info.run_id for run in by_kind["trial"]}
-    assert sorted(run.data.tags["key"] for run in by_kind["trial"]) == sorted(trial.name for trial in grid.trials)
-    assert sorted(run.data.tags["key"] for run in by_kind["cell"]) == sorted(cell.id for cell in grid.cells)
-    assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {study.info.run_id}
-    assert all(run.data.tags["mlflow.parentRunId"] == trials[run.data.tags["trial"]] for run in by_kind["cell"])
-    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupted_one(

@@ -1,0 +1,31 @@
+"""What a study left in MLflow."""
+
+from collections.abc import Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from experiments.config import load_config
+from experiments.grid import build_grid
+
+
+def runs_of(overrides: Sequence[str]) -> list[Run]:
+    config, _ = load_config(overrides)
+    client = MlflowClient(config.tracking)
+    experiment = client.get_experiment_by_name(config.study.name)
+    assert experiment
+    return list(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000))
+
+
+def check_tree(overrides: Sequence[str]) -> None:
+    """One study run, one run per trial below it, one per cell below its trial, each once and finished."""
+    grid = build_grid(load_config(overrides)[0])
+    runs = runs_of(overrides)
+    by_kind = {kind: [run for run in runs if run.data.tags["kind"] == kind] for kind in ("study", "trial", "cell")}
+    (study,) = by_kind["study"]
+    trials = {run.data.tags["key"]: run.info.run_id for run in by_kind["trial"]}
+    assert sorted(run.data.tags["key"] for run in by_kind["trial"]) == sorted(trial.name for trial in grid.trials)
+    assert sorted(run.data.tags["key"] for run in by_kind["cell"]) == sorted(cell.id for cell in grid.cells)
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {study.info.run_id}
+    assert all(run.data.tags["mlflow.parentRunId"] == trials[run.data.tags["trial"]] for run in by_kind["cell"])
+    assert {run.info.status for run in runs} == {"FINISHED"}

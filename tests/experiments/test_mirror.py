@@ -1,0 +1,112 @@
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.config import load_config
+from experiments.grid import build_grid
+from experiments.mirror import Mirror
+from pipelines.engine import Event, EventKind, Store, walk
+from tests.experiments.runs import check_tree, runs_of
+from tests.experiments.servers import TrackingServer, free_port
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[TrackingServer]:
+    server = TrackingServer(tmp_path / "server")
+    yield server
+    server.stop()
+
+
+def open_mirror(overrides: Sequence[str], told: list[str]) -> Mirror:
+    config, resolved = load_config(overrides)
+    store = Store(config.store)
+    return Mirror(config, build_grid(config), store, resolved=resolved, command="hope run", tell=told.append)
+
+
+def ends(overrides: Sequence[str]) -> list[Event]:
+    """The ends of a finished study's stages, as its runner reported them."""
+    config, _ = load_config(overrides)
+    store = Store(config.store)
+    stages = walk(build_grid(config).targets)
+    return [Event(EventKind.FINISHED, stage, store.get(stage)) for stage in stages]
+
+
+@pytest.mark.slow
+def test_a_tracking_server_killed_mid_run_and_started_again_has_every_run_once(
+    finished: list[str], server: TrackingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = [*finished, f"tracking_uri={server.uri}"]
+    told: list[str] = []
+    mirror = open_mirror(study, told)
+    server.start()
+    mirror.open()
+    events = ends(study)
+    for event in events[: len(events) // 2]:
+        mirror.note(event)
+    assert not told
+    server.stop()
+    for event in events[len(events) // 2 :]:
+        mirror.note(event)
+    assert mirror.finish(ok=True) is None
+    (away,) = told
+    assert "tracking server is away, 1 records wait" in away
+    assert "hope sync study=smoke" in away
+    assert main(["sync", *study]) == 1
+    assert "once the tracking server is back: hope sync" in capsys.readouterr().out
+
+    server.start()
+    assert mirror.finish(ok=True)
+    assert "back" in told[-1]
+    check_tree(study)
+    assert {run.data.metrics["cached"] for run in runs_of(study) if run.data.tags["kind"] == "cell"} == {0.0}
+    before = {run.info.run_id for run in runs_of(study)}
+    assert main(["sync", *study]) == 0
+    assert "0 runs written" in capsys.readouterr().out
+    assert {run.info.run_id for run in runs_of(study)} == before
+
+
+def test_a_run_whose_server_never_answers_loses_nothing_to_the_next_one(finished: list[str]) -> None:
+    told: list[str] = []
+    away = open_mirror([*finished, f"tracking_uri=http://127.0.0.1:{free_port()}"], told)
+    away.open()
+    for event in ends(finished):
+        away.note(event)
+    assert away.finish(ok=True) is None
+    assert len(told) == 1
+    assert main(["sync", *finished]) == 0
+    check_tree(finished)
+
+
+def test_a_writer_cut_off_in_the_middle_of_a_run_leaves_no_half_of_it(finished: list[str]) -> None:
+    mirror = open_mirror(finished, [])
+    events = ends(finished)
+    for event in events[:-1]:
+        mirror.note(event)
+    config, _ = load_config(finished)
+    questions = Store(config.store).get(events[-1].stage).path / "questions.jsonl"  # type: ignore[union-attr]
+    kept = questions.read_text()
+    questions.unlink()
+    with pytest.raises(FileNotFoundError):
+        mirror.note(events[-1])
+    questions.write_text(kept)
+    assert main(["sync", *finished]) == 0
+    check_tree(finished)
+
+
+def test_two_launchers_of_one_study_write_each_run_once(finished: list[str]) -> None:
+    first, second = open_mirror(finished, []), open_mirror(finished, [])
+    for event in ends(finished):
+        first.note(event)
+        second.note(event)
+    assert first.finish(ok=True) == second.finish(ok=True)
+    check_tree(finished)
+
+
+def test_a_sync_of_what_never_ran_says_so_and_writes_nothing(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sync", *small]) == 2
+    assert "holds nothing of study 'smoke'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
