@@ -11,7 +11,7 @@ from hope_core import Variant, get_variant, make_variant
 from pipelines.data_stages import dataset_stage, frames_stage
 from pipelines.engine import Stage, encode, fingerprint
 from pipelines.evaluate import evaluate_stage
-from pipelines.features import features_stage
+from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
 from pipelines.finetune import finetune_stage
 from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import FrameBudget
@@ -127,7 +127,7 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
     name = f"{variant.name}-s{seed}"
     # One process per variant and seed: nothing that a library keeps in memory can pass from one variant to another.
     finetune = finetune_stage(variant, config.model, config.recipe, seed, dataset=dataset, frames=frames, group=name)
-    features = features_stage(finetune, frames, group=name)
+    features = features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name)
     made = {"checkpoint": finetune, "features": features, "dataset": dataset}
     search = None
     if variant.scalable and SEARCHED in study.scale_rules:

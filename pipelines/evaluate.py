@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from hope_core.modeling import load
-from pipelines.benchmarks.needles import NeedleBenchmark, NeedleVideo, Question, compose, split_films
+from pipelines.benchmarks.needles import NeedleBenchmark, compose, split_films
+from pipelines.benchmarks.videos import NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
-from pipelines.features import open_features, read_needles
-from pipelines.prefill import answer
+from pipelines.features import FILM_PREFIX, open_features, read_needles
+from pipelines.prefill import Reader, text_ids, video_sources
 
-# Tokens of one forward: bounds the memory of a batch of videos.
+# Visual tokens of the videos that are answered together where they share nothing: bounds the memory of a batch.
 TOKENS_PER_BATCH = 8192
+# Tokens of a row in one forward.
+CHUNK_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,20 @@ def keep_whole_lines(path: Path) -> frozenset[str]:
 class Evaluator:
     """A loaded checkpoint with its benchmark's videos; answers them at any scale."""
 
-    def __init__(self, inputs: Mapping[str, Artifact], benchmark: NeedleBenchmark, *, split: str) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, Artifact],
+        benchmark: NeedleBenchmark,
+        *,
+        split: str,
+        chunk_tokens: int = CHUNK_TOKENS,
+    ) -> None:
         self.benchmark = benchmark
+        self.chunk_tokens = chunk_tokens
         self._model = load(inputs["checkpoint"].path / "checkpoint").eval()
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
         self._features = open_features(inputs["features"].path)
-        cells = {name: len(tensor) for name, tensor in self._features.films.items()}
-        self._films = split_films(cells, benchmark, split)
+        self._films = split_films(self._features.lengths(FILM_PREFIX), benchmark, split)
         self._needles = read_needles(inputs["dataset"].path / "needles.json")
 
     def videos(self, context_frames: int) -> list[NeedleVideo]:
@@ -122,20 +134,42 @@ class Evaluator:
         waiting = [v for v in self.videos(context_frames) if not all(q.id in skip for q in v.questions)]
         for batch in self._batches(waiting):
             start = time.perf_counter()
-            predictions = answer(self._model, self._tokenizer, self._features, batch, scale=scale)
+            predictions = self._answer(batch, scale)
             seconds = (time.perf_counter() - start) / sum(len(video.questions) for video in batch)
             for video, answered in zip(batch, predictions, strict=True):
-                for question, prediction in answered:
+                for question, prediction in zip(video.questions, answered, strict=True):
                     if question.id not in skip:
                         yield self._record(video, question, prediction, scale, seconds)
 
+    def _answer(self, videos: Sequence[NeedleVideo], scale: float | None) -> list[list[str]]:
+        """For each video the predicted answer of each of its questions, teacher-forced."""
+        rows = torch.stack([video_sources(video, self._features, self._tokenizer) for video in videos])
+        tails = [self._tails([video.questions[n] for video in videos]) for n in range(len(videos[0].questions))]
+        reader = Reader(
+            self._model,
+            self._features,
+            scale=scale,
+            capacity=rows.shape[1] + max(tail.shape[1] for tail, _ in tails),
+            chunk_tokens=self.chunk_tokens,
+        )
+        predictions: list[list[str]] = [[] for _ in videos]
+        for tail, last in tails:
+            best = reader.logits(torch.cat([rows, tail], dim=1), videos, last=last).argmax(-1)
+            for video_predictions, ids in zip(predictions, best.tolist(), strict=True):
+                video_predictions.append(" ".join(self._tokenizer.convert_ids_to_tokens(ids)))
+        return predictions
+
+    def _tails(self, questions: Sequence[Question]) -> tuple[Tensor, int]:
+        """Prompts and answers but for their last token, (B, S); and how many tokens an answer has."""
+        asked = [text_ids(self._tokenizer, question.prompt) for question in questions]
+        wanted = [text_ids(self._tokenizer, question.answer) for question in questions]
+        return torch.tensor([ask + want[:-1] for ask, want in zip(asked, wanted, strict=True)]), len(wanted[0])
+
     def _batches(self, videos: Sequence[NeedleVideo]) -> Iterator[list[NeedleVideo]]:
         """Videos of one number of cells, in order, as many as TOKENS_PER_BATCH allows."""
-        height, width = self._features.grid
-        per_cell = height * width // self._model.config.vision_config.spatial_merge_size**2
         batch: list[NeedleVideo] = []
         for video in videos:
-            full = (len(batch) + 1) * video.num_cells * per_cell > TOKENS_PER_BATCH
+            full = (len(batch) + 1) * video.num_cells * self._features.tokens_per_cell > TOKENS_PER_BATCH
             if batch and (full or video.num_cells != batch[0].num_cells):
                 yield batch
                 batch = []

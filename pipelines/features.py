@@ -1,11 +1,11 @@
 """The features stage: the vision tower runs once per film and needle of a trial, for every question and scale.
 
-N visual tokens of a cell (H * W / merge**2 of its patch grid), D channels of the language model.
+C cells of all media, N visual tokens of a cell (H * W / merge**2 of its patch grid), D channels of the language model.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,56 @@ from hope_core.modeling import load
 from pipelines.benchmarks.needles import Needle
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.video.budget import normalise
-from pipelines.video.frames import open_frames
+from pipelines.video.frames import FrameStore, open_frames
 
 FILM_PREFIX, NEEDLE_PREFIX = "dataset/haystack/", "dataset/needles/"
+
+# Patches that the vision tower reads at once: bounds its memory, whatever the length of a film.
+PATCHES_PER_BATCH = 32768
 
 
 @dataclass(frozen=True)
 class FeaturesIdentity:
-    """Nothing of its own: the checkpoint and the frames say all."""
+    """`media`: the beginnings of the ids that are encoded."""
+
+    media: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a medium's cells lie in the table, and the seconds that one of them lasts."""
+
+    first: int
+    num_cells: int
+    seconds_per_cell: float
 
 
 @dataclass(frozen=True)
 class Features:
-    """Visual tokens of films (cells, N, D) and needles (N, D) by id; `grid` is a cell's (H, W) in patches."""
+    """Visual tokens of all media, `table` (C, N, D); `spans` by media id; `grid` is a cell's (H, W) in patches.
 
-    films: Mapping[str, Tensor]
-    needles: Mapping[str, Tensor]
+    The table stays memory-mapped on the CPU: a reader takes from it what it needs.
+    """
+
+    table: Tensor
+    spans: Mapping[str, Span]
     grid: tuple[int, int]
-    seconds_per_cell: float
+
+    @property
+    def tokens_per_cell(self) -> int:
+        return self.table.shape[1]
+
+    def lengths(self, prefix: str) -> dict[str, int]:
+        """Cells of every medium whose id begins so."""
+        return {name: span.num_cells for name, span in self.spans.items() if name.startswith(prefix)}
 
 
-def features_stage(checkpoint: Stage, frames: Stage, *, group: str) -> Stage:
+def features_stage(checkpoint: Stage, frames: Stage, *, media: tuple[str, ...], group: str) -> Stage:
     return Stage(
         name="features",
-        code_version=1,
+        code_version=2,
         run=run,
-        config=StageConfig(FeaturesIdentity()),
+        config=StageConfig(FeaturesIdentity(media)),
         inputs={"checkpoint": checkpoint, "frames": frames},
         label=f"features {group}",
         process_group=group,
@@ -52,39 +76,52 @@ def features_stage(checkpoint: Stage, frames: Stage, *, group: str) -> Stage:
 
 @torch.no_grad()
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
-    """Write `features.safetensors` (float32, by media id) and `features.json` (the cells' grid and duration)."""
+    """Write `features.safetensors` (one table, in the model's type) and `features.json` (where each medium lies)."""
     model = load(inputs["checkpoint"].path / "checkpoint").eval()
     frames = open_frames(inputs["frames"].path)
-    media = [name for name in frames if name.startswith((FILM_PREFIX, NEEDLE_PREFIX))]
+    media = sorted(name for name in frames if name.startswith(config.identity.media))
     sizes = {frames.grid(name)[1:] for name in media}
     if len(sizes) != 1:
         raise ValueError(f"films and needles have cells of {sorted(sizes)} patches; give dataset.frame_size one size")
     ((height, width),) = sizes
-    films = [frames.about(name) for name in media if name.startswith(FILM_PREFIX)]
-    tensors = {}
+    spans: dict[str, Span] = {}
+    total = 0
     for name in media:
-        rows = torch.from_numpy(normalise(np.asarray(frames.rows(name))))
-        encoded = model.model.get_video_features(rows, torch.tensor([frames.grid(name)])).pooler_output[0]
-        tensors[name] = encoded.reshape(frames.grid(name)[0], -1, encoded.shape[-1]).contiguous()
-    save_file(tensors, out_dir / "features.safetensors")
-    about = {
-        "grid": [height, width],
-        "seconds_per_cell": model.config.vision_config.temporal_patch_size / films[0].sample_fps,
-    }
-    (out_dir / "features.json").write_text(json.dumps(about), encoding="utf-8")
-    return {"num_media": len(media), "num_cells": sum(len(tensor) for tensor in tensors.values()), **about}
+        about = frames.about(name)
+        seconds = model.config.vision_config.temporal_patch_size / about.sample_fps
+        spans[name] = Span(total, about.grid[0], seconds)
+        total += about.grid[0]
+    num_tokens = height * width // model.config.vision_config.spatial_merge_size**2
+    table = torch.empty(total, num_tokens, model.config.text_config.hidden_size, dtype=model.dtype)
+    for name in media:
+        _encode(model, frames, name, table[spans[name].first :])
+    save_file({"cells": table}, out_dir / "features.safetensors")
+    about_all = {"grid": [height, width], "spans": {name: asdict(span) for name, span in spans.items()}}
+    (out_dir / "features.json").write_text(json.dumps(about_all), encoding="utf-8")
+    return {"num_media": len(media), "num_cells": total, "grid": [height, width]}
+
+
+def _encode(model: Any, frames: FrameStore, name: str, out: Tensor) -> None:
+    """Run the vision tower over a medium's cells, some at a time: it does not look from one cell into another."""
+    num_cells, height, width = frames.grid(name)
+    rows = frames.rows(name)
+    step = max(1, PATCHES_PER_BATCH // (height * width))
+    for first in range(0, num_cells, step):
+        last = min(first + step, num_cells)
+        pixels = torch.from_numpy(normalise(np.asarray(rows[first * height * width : last * height * width])))
+        grid = torch.tensor([[last - first, height, width]], device=model.device)
+        encoded = model.model.get_video_features(pixels.to(model.device, model.dtype), grid).pooler_output[0]
+        out[first:last] = encoded.reshape(last - first, *out.shape[1:])
 
 
 def open_features(path: Path) -> Features:
     """Open what the features stage left at `path`."""
     about = json.loads((path / "features.json").read_text(encoding="utf-8"))
-    tensors = load_file(path / "features.safetensors")
     height, width = about["grid"]
     return Features(
-        films={name: tensor for name, tensor in tensors.items() if name.startswith(FILM_PREFIX)},
-        needles={name: tensor[0] for name, tensor in tensors.items() if name.startswith(NEEDLE_PREFIX)},
+        table=load_file(path / "features.safetensors")["cells"],
+        spans={name: Span(**span) for name, span in about["spans"].items()},
         grid=(height, width),
-        seconds_per_cell=about["seconds_per_cell"],
     )
 
 

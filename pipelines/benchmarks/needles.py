@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.benchmarks.videos import NeedleVideo, Question
+
 RETRIEVAL, ORDER = "retrieval", "order"
 
 
@@ -42,34 +44,6 @@ class Needle:
     marker: str
     prompt: str
     answer: str
-
-
-@dataclass(frozen=True)
-class Question:
-    """One scored item: the model must answer `prompt` with exactly `answer`."""
-
-    id: str
-    kind: str
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class NeedleVideo:
-    """A composed video: film cells `start..start + cells` with needles put in at `insertions` (final cell, needle)."""
-
-    id: str
-    film: str
-    start: int
-    num_film_cells: int
-    context_frames: int
-    depth: float
-    insertions: tuple[tuple[int, Needle], ...]
-    questions: tuple[Question, ...]
-
-    @property
-    def num_cells(self) -> int:
-        return self.num_film_cells + len(self.insertions)
 
 
 def split_films(films: Mapping[str, int], benchmark: NeedleBenchmark, split: str) -> dict[str, int]:
@@ -134,8 +108,8 @@ def compose(
 
 def _place(
     rng: np.random.Generator, by_marker: Mapping[str, Sequence[Needle]], *, cells: int, depth: float, period: int
-) -> tuple[tuple[tuple[int, Needle], ...], dict[str, tuple[str, str]]]:
-    """Needles by final cell, and (prompt, answer) by kind.
+) -> tuple[tuple[tuple[int, str], ...], dict[str, tuple[str, str]]]:
+    """Needle pictures by final cell, and (prompt, answer) by kind.
 
     The single needle and one of the twins lie side by side at the depth; the other twin lies anywhere else, so that
     the first twin answers at depth 0 and the last at depth 1.
@@ -153,7 +127,7 @@ def _place(
             if place != at_depth:
                 placed.append((place, _draw(rng, by_marker[markers[2 + int(rng.integers(len(markers) - 2))]])))
     placed.sort(key=lambda item: item[0])  # stable: needles of one place keep their order
-    insertions = tuple((place + before, needle) for before, (place, needle) in enumerate(placed))
+    insertions = tuple((place + before, needle.media) for before, (place, needle) in enumerate(placed))
     word = "first" if at_depth < elsewhere else "last"
     questions = {
         RETRIEVAL: (single.prompt, single.answer),

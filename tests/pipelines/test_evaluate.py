@@ -3,15 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from hope_core import compute_positions
 from hope_core.modeling import load, variant_of, vision_tokens
 from pipelines.engine import Artifact, StageConfig
 from pipelines.evaluate import EvaluateIdentity, Evaluator, keep_whole_lines, run
-from pipelines.features import open_features
-from pipelines.prefill import answer, compose_features
-from pipelines.samples import video_ids
 from tests.pipelines.world import benchmark
 
 CONTEXTS = (16, 40)
@@ -28,30 +24,6 @@ def inputs(trial: dict[str, Artifact]) -> dict[str, Artifact]:
 def without_times(path: Path) -> list[dict[str, object]]:
     lines = map(json.loads, (path / "questions.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key != "duration_s"} for line in lines]
-
-
-@torch.no_grad()
-def test_answers_on_the_shared_prefix_equal_one_full_forward_per_question(trial: dict[str, Artifact]) -> None:
-    evaluator = Evaluator(inputs(trial), benchmark(), split="test")
-    checkpoint = trial["finetune"].path / "checkpoint"
-    model, tokenizer = load(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
-    features = open_features(trial["features"].path)
-    video = evaluator.videos(40)[3]
-    for question, prediction in answer(model, tokenizer, features, [video], scale=0.75)[0]:
-        visual = compose_features(video, features)
-        ids = torch.tensor([video_ids(tokenizer, len(visual)) + tokenizer(question.prompt).input_ids])
-        hidden = model.get_input_embeddings()(ids)
-        hidden[0, 1 : 1 + len(visual)] = visual
-        positions = compute_positions(
-            variant_of(model),
-            ids,
-            tokens=vision_tokens(model.config),
-            video_grid_thw=torch.tensor([[video.num_cells, *features.grid]]),
-            scales=0.75,
-        )
-        states = model.model.language_model(inputs_embeds=hidden, position_ids=positions.position_ids)
-        naive = model.lm_head(states.last_hidden_state)[0, -1].argmax().item()
-        assert tokenizer.convert_ids_to_tokens(naive) == prediction
 
 
 def test_an_evaluation_cut_anywhere_goes_on_and_ends_with_the_same_questions(

@@ -1,6 +1,7 @@
 import pytest
 
-from pipelines.benchmarks.needles import ORDER, RETRIEVAL, Needle, NeedleVideo, compose, split_films
+from pipelines.benchmarks.needles import ORDER, RETRIEVAL, Needle, compose, split_films
+from pipelines.benchmarks.videos import NeedleVideo
 from tests.pipelines.world import benchmark
 
 FILMS = {f"film/{number:03d}": 60 for number in range(5)}
@@ -11,6 +12,9 @@ NEEDLES = [
 ]
 
 
+BY_MEDIA = {needle.media: needle for needle in NEEDLES}
+
+
 def videos(context_frames: int = 96, **settings: int) -> list[NeedleVideo]:
     chosen = benchmark(**settings)
     return compose(chosen, films=FILMS, needles=NEEDLES, context_frames=context_frames, frames_per_cell=2)
@@ -19,7 +23,8 @@ def videos(context_frames: int = 96, **settings: int) -> list[NeedleVideo]:
 def needle_at(video: NeedleVideo, question: str) -> list[tuple[int, Needle]]:
     """The needles that the prompt's marker stands on, in time order."""
     marker = question.split()[1]
-    return [(cell, needle) for cell, needle in sorted(video.insertions) if needle.marker == marker]
+    shown = [(cell, BY_MEDIA[media]) for cell, media in sorted(video.insertions)]
+    return [(cell, needle) for cell, needle in shown if needle.marker == marker]
 
 
 def test_validation_and_test_films_share_none_and_cover_all() -> None:
@@ -69,8 +74,8 @@ def test_distractors_stand_at_whole_periods_from_the_needle() -> None:
         at_depth = round(video.depth * video.num_film_cells)
         distractors = [
             cell - sum(place < cell for place, _ in video.insertions)
-            for cell, needle in video.insertions
-            if needle.marker not in asked
+            for cell, media in video.insertions
+            if BY_MEDIA[media].marker not in asked
         ]
         assert len(distractors) >= video.num_film_cells // 8 - 1
         assert all((place - at_depth) % 8 == 0 and place != at_depth for place in distractors)

@@ -7,7 +7,7 @@ from hope_core import Variant, get_variant
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig, dataset_stage, frames_stage
 from pipelines.engine import Artifact, LocalRunner, Stage, Store
-from pipelines.features import features_stage
+from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
 from pipelines.finetune import Recipe, finetune_stage
 from pipelines.models import ModelConfig
 from pipelines.preprocess import PreprocessPlacement
@@ -79,7 +79,7 @@ def trained(root: Path, variant: Variant | None = None, *, seed: int = 0) -> tup
     tuned = finetune_stage(
         variant or get_variant("hope"), MODEL, RECIPE, seed, dataset=dataset, frames=frames, group="trial"
     )
-    return tuned, features_stage(tuned, frames, group="trial")
+    return tuned, features_stage(tuned, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group="trial")
 
 
 def run(root: Path, stages: Iterable[Stage]) -> dict[str, Artifact]:
