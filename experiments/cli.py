@@ -13,6 +13,7 @@ from experiments.commands import (
     prepare_explain,
     prepare_plan,
     prepare_report,
+    prepare_rerun,
     prepare_run,
     prepare_status,
     prepare_sync,
@@ -21,7 +22,9 @@ from experiments.commands import (
     prepare_variants,
 )
 
-OVERRIDES_HELP = "study=NAME and any group=choice or key=value, as in: study=quickstart recipe.steps=300"
+OVERRIDES_HELP = (
+    "study=NAME and any group=choice or key=value, as in: study=quickstart recipe.steps=300; benchmark=NAME adds one"
+)
 EXIT_CODES = "exit codes: 0 done, 1 some cells failed (all others are done), 2 bad config or usage, 130 interrupted"
 
 
@@ -78,6 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     run.add_argument("--only", metavar="PATTERN", help="run only the trials or cells whose id matches, * for anything")
+    takes_study(
+        command(
+            "rerun",
+            "evaluate existing checkpoints on new or changed benchmarks; trains nothing",
+            prepare_rerun,
+            "study=quickstart benchmark=v_niah",
+            "study=quickstart",
+        )
+    )
     takes_study(
         command("plan", "show the cells, what is cached and the expected cost", prepare_plan, "study=quickstart")
     )

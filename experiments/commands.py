@@ -20,6 +20,15 @@ def prepare_run(args: argparse.Namespace) -> Command:
     return lambda _: run_study(study, Console())
 
 
+def prepare_rerun(args: argparse.Namespace) -> Command:
+    from rich.console import Console
+
+    from experiments.rerun import open_rerun, rerun
+
+    work = open_rerun(args.overrides)
+    return lambda _: rerun(work, Console())
+
+
 def prepare_plan(args: argparse.Namespace) -> Command:
     from rich.console import Console
 

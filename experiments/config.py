@@ -141,6 +141,7 @@ def choices(group: str) -> list[str]:
 def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
     """Compose `study=NAME group=choice key=value ...`; return the config and its resolved YAML.
 
+    `benchmark=NAME`, which may be given several times, adds a benchmark to the study's own.
     Raises ValueError in one line for an unknown study, group, choice or key, an addition, or a value of a wrong type.
     """
     for override in overrides:
@@ -153,9 +154,13 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
             raise ValueError(f"unknown {key} {value!r}; there are {', '.join(choices(key))} (conf/{key}/*.yaml)")
     if not any(override.startswith("study=") for override in overrides):
         raise ValueError(f"no study given; add study=NAME, one of {', '.join(choices('study'))}")
+    added = named_benchmarks(overrides)
+    own = "" if not added else (CONF / "study" / f"{_study_name(overrides)}.yaml").read_text(encoding="utf-8")
+    composing = [override for override in overrides if not override.startswith("benchmark=")]
+    composing += [f"+benchmark@benchmarks.{name}={name}" for name in added if f"@benchmarks.{name}:" not in own]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
+            composed = compose("config", overrides=composing)
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
@@ -173,6 +178,16 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
             reason if first["type"] == "value_error" else f"{place} is {first['input']!r}: {reason}"
         ) from None
     return config, OmegaConf.to_yaml(composed, resolve=True)
+
+
+def named_benchmarks(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The benchmarks that `benchmark=NAME` overrides name, each once."""
+    found = (override.removeprefix("benchmark=") for override in overrides if override.startswith("benchmark="))
+    return tuple(dict.fromkeys(found))
+
+
+def _study_name(overrides: Sequence[str]) -> str:
+    return [override.removeprefix("study=") for override in overrides if override.startswith("study=")][-1]
 
 
 def _one_line(error: Exception) -> str:

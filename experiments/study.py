@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.config import Config, load_config
-from experiments.grid import Grid, build_grid
+from experiments.grid import Cell, Grid, build_grid
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, duration
 from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
@@ -35,16 +35,16 @@ class Study:
 
     def again(self, command: str) -> str:
         """The command line that does `command` for this study."""
-        return self.command.replace("hope run", f"hope {command}", 1)
+        return " ".join(["hope", command, *self.command.split()[2:]])
 
 
-def open_study(overrides: Sequence[str], *, only: str | None = None) -> Study:
+def open_study(overrides: Sequence[str], *, only: str | None = None, command: str = "run") -> Study:
     """Compose and check everything. Raises ValueError in one line for a user's mistake; writes nothing."""
     config, resolved = load_config(overrides)
     store = Store(Path(config.store))
     grid = build_grid(config)
     selected = grid if only is None else restrict(grid, only)
-    return Study(config, resolved, " ".join(["hope run", *overrides]), grid, selected, store)
+    return Study(config, resolved, " ".join(["hope", command, *overrides]), grid, selected, store)
 
 
 def restrict(grid: Grid, pattern: str) -> Grid:
@@ -55,6 +55,11 @@ def restrict(grid: Grid, pattern: str) -> Grid:
     if not cells:
         names = ", ".join(trial.name for trial in grid.trials)
         raise ValueError(f"--only {pattern!r} matches no cell; trials are {names}, cells TRIAL/BENCHMARK/FRAMES/RULE")
+    return with_cells(grid, cells)
+
+
+def with_cells(grid: Grid, cells: tuple[Cell, ...]) -> Grid:
+    """The part of the grid that these cells rest on."""
     kept = {cell.stage.fingerprint for cell in cells}
     wanted = {cell.trial.name for cell in cells}
     trials = tuple(

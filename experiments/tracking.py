@@ -45,6 +45,7 @@ class Tracker:
         self._config, self._grid, self._store = config, grid, store
         self._client = MlflowClient(config.tracking)
         self._experiment_id = self._experiment()
+        self._added = [word for word in command.split() if word.startswith("benchmark=")]
         self.written = 0  # runs written by this launch
         self._runs: dict[str, str] = {}
         self._study_run = self._open_study(resolved, command)
@@ -259,7 +260,7 @@ class Tracker:
             "budget": fingerprint(budget)[:12],
             "question_set": question_set(self._config, cell.benchmark),
             "scorer": SCORER,
-            "command": f"hope run study={self._config.study.name} --only '{cell.id}'",
+            "command": " ".join(["hope run", f"study={self._config.study.name}", *self._added, f"--only '{cell.id}'"]),
             "fingerprint": cell.stage.fingerprint,
         }
 

@@ -9,7 +9,21 @@ from hope_core import list_variants
 
 @pytest.mark.parametrize(
     "command",
-    ["", "run", "plan", "explain", "status", "report", "sync", "compare", "variants", "theory", "ui", "doctor"],
+    [
+        "",
+        "run",
+        "rerun",
+        "plan",
+        "explain",
+        "status",
+        "report",
+        "sync",
+        "compare",
+        "variants",
+        "theory",
+        "ui",
+        "doctor",
+    ],
 )
 def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
