@@ -25,8 +25,8 @@ check: setup  ## lint, format, types, import order
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
 
-test: check  ## the checks and the whole default test suite
-	$(BIN)/pytest -q
+test: check  ## the checks and the whole default test suite, on two processes
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 bench: setup  ## speed and memory as ratios in one run
 	$(BIN)/python -m tests.bench
