@@ -30,10 +30,10 @@ SCALE_RULES = (PUBLISHED, EQUAL, SEARCHED)
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """The scale search of each trial, on validation questions only."""
+    """The scale search of each trial, on validation questions only; `contexts` in the benchmark's own unit."""
 
     benchmark: str
-    contexts_frames: tuple[int, ...]
+    contexts: tuple[int, ...]
     scales: tuple[float, ...]
     seed: int
 

@@ -44,22 +44,23 @@ class Cell:
 
     trial: Trial
     benchmark: str
-    context_frames: int
+    context: int
     scale_rule: str
     stage: Stage
+    budget: FrameBudget
 
     @property
     def id(self) -> str:
-        return f"{self.trial.name}/{self.benchmark}/{self.context_frames}/{self.scale_rule}"
+        return f"{self.trial.name}/{self.benchmark}/{self.context}/{self.scale_rule}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that a study runs."""
+    """Everything that a study runs; `question_sets` by benchmark."""
 
     dataset: Stage
     frames: Stage
-    budget: FrameBudget
+    question_sets: dict[str, str]
     trials: tuple[Trial, ...]
     cells: tuple[Cell, ...]
 
@@ -114,12 +115,22 @@ def build_grid(config: Config) -> Grid:
         _trial(config, entry, variant, seed, dataset, frames) for seed in study.seeds for entry, variant in variants
     )
     cells = tuple(
-        Cell(trial, benchmark, context, rule, stage)
+        Cell(trial, benchmark, context, rule, stage, budget)
         for trial in trials
         for (benchmark, rule), stage in trial.evaluations.items()
-        for context in study.contexts_frames
+        for context in contexts_of(config, benchmark)
     )
-    return Grid(dataset, frames, budget, trials, cells)
+    return Grid(dataset, frames, {name: question_set(config, name) for name in config.benchmarks}, trials, cells)
+
+
+def contexts_of(config: Config, benchmark: str) -> tuple[int, ...]:
+    """The lengths that a benchmark is asked at, in its own unit."""
+    return config.study.contexts_frames
+
+
+def train_length(config: Config, benchmark: str) -> int:
+    """The length of training in the benchmark's unit: what its contexts are multiples of."""
+    return config.study.train_frames
 
 
 def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dataset: Stage, frames: Stage) -> Trial:
@@ -133,7 +144,7 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
     if variant.scalable and SEARCHED in study.scale_rules:
         wanted = study.search
         benchmark = config.benchmarks[wanted.benchmark]
-        identity = SearchIdentity(benchmark, wanted.contexts_frames, wanted.scales, wanted.seed)
+        identity = SearchIdentity(benchmark, wanted.contexts, wanted.scales, wanted.seed)
         search = search_stage(identity, group=name, **made)
     published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
     if variant.scalable and published is None and PUBLISHED in study.scale_rules:
@@ -144,7 +155,7 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
             scale = {PUBLISHED: published, EQUAL: study.equal_scale, SEARCHED: None}[rule] if variant.scalable else None
             evaluations[benchmark_name, rule] = evaluate_stage(
                 benchmark,
-                study.contexts_frames,
+                contexts_of(config, benchmark_name),
                 scale,
                 chosen_scale=search if rule == SEARCHED else None,
                 group=name,

@@ -22,7 +22,7 @@ OBJECTIVE = "mean accuracy over validation questions, every context and kind wei
 @dataclass(frozen=True)
 class SearchIdentity:
     benchmark: NeedleBenchmark
-    contexts_frames: tuple[int, ...]
+    contexts: tuple[int, ...]
     scales: tuple[float, ...]
     seed: int
 
@@ -37,7 +37,7 @@ def search_stage(identity: SearchIdentity, *, checkpoint: Stage, features: Stage
         label=f"scale search {group}",
         resumable=True,
         process_group=group,
-        work_units=sum(identity.contexts_frames) * len(identity.scales),
+        work_units=sum(identity.contexts) * len(identity.scales),
     )
 
 
@@ -64,7 +64,7 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
             continue
         study.enqueue_trial({"scale": scale})
         trial = study.ask({"scale": optuna.distributions.CategoricalDistribution(identity.scales)})
-        point = _measure(evaluator, identity.contexts_frames, scale)
+        point = _measure(evaluator, identity.contexts, scale)
         trial.set_user_attr("point", point)
         study.tell(trial, point["accuracy"])
     done = study.get_trials(states=(TrialState.COMPLETE,))
@@ -80,9 +80,9 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     }
 
 
-def _measure(evaluator: Evaluator, contexts_frames: Sequence[int], scale: float) -> dict[str, Any]:
+def _measure(evaluator: Evaluator, contexts: Sequence[int], scale: float) -> dict[str, Any]:
     """One point of the scale-response curve."""
-    lines = [line for context in contexts_frames for line in evaluator.answers(context, scale)]
+    lines = [line for context in contexts for line in evaluator.answers(context, scale)]
 
     def accuracies(field: str) -> dict[str, float]:
         groups: dict[str, list[bool]] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.config import Config, load_config
-from experiments.grid import Cell, Grid, build_grid
+from experiments.grid import Cell, Grid, build_grid, contexts_of
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, duration
 from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
@@ -169,10 +169,11 @@ def print_plan(study: Study, console: Console) -> None:
     found = counts(planned)
     config = study.config
     say(console, f"study {config.study.name}: {config.study.question}")
+    lengths = sum(len(contexts_of(config, name)) for name in config.benchmarks)
     say(
         console,
-        f"{len(study.grid.cells)} cells = {len(study.grid.trials)} trials x {len(config.benchmarks)} benchmarks x "
-        f"{len(config.study.contexts_frames)} contexts x {len(config.study.scale_rules)} scale rules",
+        f"{len(study.grid.cells)} cells = {len(study.grid.trials)} trials x {lengths} contexts of "
+        f"{len(config.benchmarks)} benchmarks x {len(config.study.scale_rules)} scale rules",
     )
     by_name: dict[str, list[PlannedStage]] = {}
     for item in planned:

@@ -25,11 +25,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from experiments.config import Config
-from experiments.grid import Cell, Grid, Trial, question_set
+from experiments.grid import Cell, Grid, Trial, contexts_of, train_length
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
 from reports.results import open_tracking, search, without_password
 
-SCORER = "exact_match@1"
 METRICS_PER_BATCH = 1000
 COMPARED = ("variant", "layout", "allocation", "scaling", "seed", "benchmark", "context", "scale_rule")
 RECORDED = "recorded"
@@ -185,21 +184,21 @@ class Tracker:
         if all(cell.id in self._runs for cell in cells):
             return
         self._client.log_text(
-            self._runs[trial.name], self._questions(trial, artifact), f"questions/{benchmark}/{rule}.jsonl"
+            self._runs[trial.name], self._questions(trial, benchmark, artifact), f"questions/{benchmark}/{rule}.jsonl"
         )
         for cell in cells:
             if cell.id in self._runs:
                 continue
             tags = self._cell_tags(cell)
             run_id = self._create(cell.id, self._cell_name(cell), self._runs[trial.name], tags)
-            found = artifact.result["contexts"][str(cell.context_frames)]
+            found = artifact.result["contexts"][str(cell.context)]
             values = {
                 "accuracy": found["accuracy"],
-                f"accuracy/{cell.context_frames}": found["accuracy"],
+                f"accuracy/{cell.context}": found["accuracy"],
                 **{f"accuracy/{kind}": value for kind, value in found["kinds"].items()},
                 "questions": found["questions"],
                 "errors": found["errors"],
-                "unparsed": 0,  # exact match of tokens parses nothing
+                "unparsed": found["unparsed"],
                 "duration_s": found["duration_s"],
                 "cached": float(cached),
             }
@@ -215,15 +214,16 @@ class Tracker:
             )
             self._client.set_terminated(run_id)
 
-    def _questions(self, trial: Trial, artifact: Artifact) -> str:
+    def _questions(self, trial: Trial, benchmark: str, artifact: Artifact) -> str:
         lines = map(json.loads, (artifact.path / "questions.jsonl").read_text(encoding="utf-8").splitlines())
         added = {"seed": trial.seed, "variant": trial.variant.name}
         return "".join(
-            json.dumps({**line, "multiple": self._multiple(line["context"]), **added}) + "\n" for line in lines
+            json.dumps({**line, "multiple": self._multiple(benchmark, line["context"]), **added}) + "\n"
+            for line in lines
         )
 
-    def _multiple(self, context_frames: int) -> str:
-        return f"{context_frames / self._config.study.train_frames:g}x"
+    def _multiple(self, benchmark: str, context: int) -> str:
+        return f"{context / train_length(self._config, benchmark):g}x"
 
     def _duration_s(self, artifact: Artifact) -> float:
         record = self._store.record(artifact.stage, artifact.fingerprint)
@@ -247,19 +247,19 @@ class Tracker:
     def _cell_name(self, cell: Cell) -> str:
         return (
             f"{cell.trial.variant.name} s{cell.trial.seed} {cell.benchmark} "
-            f"{self._multiple(cell.context_frames)} {cell.scale_rule}"
+            f"{self._multiple(cell.benchmark, cell.context)} {cell.scale_rule}"
         )
 
     def _cell_tags(self, cell: Cell) -> dict[str, str]:
-        budget = {"frames": asdict(self._grid.budget), "context_frames": cell.context_frames}
+        budget = {"frames": asdict(cell.budget), "context": cell.context}
         return self._trial_tags(cell.trial) | {
             "kind": "cell",
             "benchmark": cell.benchmark,
-            "context": str(cell.context_frames),
+            "context": str(cell.context),
             "scale_rule": cell.scale_rule,
             "budget": fingerprint(budget)[:12],
-            "question_set": question_set(self._config, cell.benchmark),
-            "scorer": SCORER,
+            "question_set": self._grid.question_sets[cell.benchmark],
+            "scorer": self._config.benchmarks[cell.benchmark].scorer,
             "command": " ".join(["hope run", f"study={self._config.study.name}", *self._added, f"--only '{cell.id}'"]),
             "fingerprint": cell.stage.fingerprint,
         }
@@ -314,20 +314,20 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "benchmarks": {
             name: {
-                "title": name.upper().replace("_", "-"),
-                "context_unit": "frames",
-                "train_length": study.train_frames,
-                "scorer": SCORER,
-                "budget": asdict(grid.budget),
-                "question_set": question_set(config, name),
-                "chance": 0.1,
-                "question_kinds": ["retrieval", "order"],
+                "title": benchmark.title,
+                "context_unit": benchmark.context_unit,
+                "train_length": train_length(config, name),
+                "contexts": list(contexts_of(config, name)),
+                "scorer": benchmark.scorer,
+                "budget": asdict(next(cell.budget for cell in grid.cells if cell.benchmark == name)),
+                "question_set": grid.question_sets[name],
+                "chance": benchmark.chance,
+                "question_kinds": list(benchmark.question_kinds),
                 "settings": asdict(benchmark),
             }
             for name, benchmark in config.benchmarks.items()
         },
         "scale_rules": list(study.scale_rules),
-        "contexts": list(study.contexts_frames),
         "equal_scale": study.equal_scale,
         "data": {"training_videos": config.dataset.num_train_videos, "films": config.dataset.num_films},
     }

@@ -202,6 +202,7 @@ def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "questions": len(lines),
         "errors": sum(line["error"] is not None for line in lines),
+        "unparsed": sum(line.get("unparsed", False) for line in lines),
         "accuracy": _mean(lines),
         "kinds": {kind: _mean([line for line in lines if line["kind"] == kind]) for kind in kinds},
         "duration_s": round(sum(line["duration_s"] for line in lines), 3),

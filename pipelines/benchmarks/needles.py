@@ -9,6 +9,7 @@ answer too lies at the video's depth; and distractors stand at every multiple of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,12 +22,22 @@ RETRIEVAL, ORDER = "retrieval", "order"
 class NeedleBenchmark:
     """Which videos are composed and what is asked of them; part of every result's identity."""
 
+    kind: Literal["needles"]
     name: str
     depths: tuple[float, ...]
     videos_per_depth: int
     distractor_period_frames: int  # 0: no distractors
     num_validation_films: int  # the first films; the others are for the test questions
     seed: int
+
+    context_unit: ClassVar[str] = "frames"
+    scorer: ClassVar[str] = "exact_match@1"
+    chance: ClassVar[float] = 0.1  # one of ten digits
+    question_kinds: ClassVar[tuple[str, ...]] = (RETRIEVAL, ORDER)
+
+    @property
+    def title(self) -> str:
+        return self.name.upper().replace("_", "-")
 
     def __post_init__(self) -> None:
         if not self.depths or any(not 0 <= depth <= 1 for depth in self.depths):

@@ -50,7 +50,7 @@ def numbers(overrides: list[str]) -> dict[str, dict[str, object]]:
     found = {}
     for cell in build_grid(config).cells:
         lines = map(json.loads, (root / cell.stage.fingerprint / "questions.jsonl").read_text().splitlines())
-        found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context_frames}
+        found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context}
     return found
 
 

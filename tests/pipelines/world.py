@@ -58,6 +58,7 @@ BUDGET = FrameBudget(fps=2.0, frame_size=(32, 32), patch_size=8)
 
 def benchmark(period_frames: int = 16, videos_per_depth: int = 2) -> NeedleBenchmark:
     return NeedleBenchmark(
+        kind="needles",
         name="v_niah_d" if period_frames else "v_niah",
         depths=(0.0, 0.5, 1.0),
         videos_per_depth=videos_per_depth,
