@@ -9,18 +9,20 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from pipelines.attention import WISHES
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.finetune import Recipe
-from pipelines.models import ModelConfig
+from pipelines.models import RandomModel
+from pipelines.pretrained import PretrainedModel
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("study", "model", "recipe", "dataset", "benchmark", "cluster")
@@ -93,6 +95,32 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """How each training is spread: see FinetunePlacement and its Placement. With GPUs, a worker trains on them."""
+
+    workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+    micro_batch_size: int | None
+    checkpoint_steps: int | None
+    gradient_checkpointing: bool
+    fsdp: bool
+    attention: str
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus_per_worker", "micro_batch_size", "checkpoint_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"cluster.training.{name} is {value}; it must be 1 or more")
+        if self.gpus_per_worker not in (0, 1):
+            raise ValueError(f"cluster.training.gpus_per_worker is {self.gpus_per_worker}; allowed are 0 and 1")
+        if self.fsdp and self.workers == 1:
+            raise ValueError("cluster.training.fsdp shards a model over workers; set cluster.training.workers above 1")
+        if self.attention not in WISHES:
+            raise ValueError(f"cluster.training.attention is {self.attention!r}; allowed are {', '.join(WISHES)}")
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """Where stages run; no part of any result's identity. Null means all that the machine has, or no address."""
 
@@ -102,6 +130,7 @@ class ClusterConfig:
     max_retries: int
     decode_workers: int
     decode_timeout_s: float
+    training: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -109,7 +138,7 @@ class Config:
     """The whole config. `store` is the folder of every output; `tracking_uri` null means mlflow.db in it."""
 
     study: StudyConfig
-    model: ModelConfig
+    model: Annotated[RandomModel | PretrainedModel, Field(discriminator="kind")]
     recipe: Recipe
     dataset: DatasetConfig
     benchmarks: dict[str, NeedleBenchmark]
@@ -205,12 +234,23 @@ def _known_keys(key: str) -> str:
     place = []
     for part in key.split(".")[:-1]:
         hint = typing.get_type_hints(kind).get(part)
-        if not dataclasses.is_dataclass(hint):
+        found = _dataclass_in(hint, {})
+        if found is None:
             break
-        kind = hint
+        kind = found
         place.append(part)
     fields = ", ".join(sorted(field.name for field in dataclasses.fields(kind)))
     return f"{'.'.join(place) or 'the config'} has {fields}"
+
+
+def _dataclass_in(hint: Any, value: Mapping[str, Any]) -> type | None:
+    """The dataclass that a field of this type holds; of several, the one whose `kind` the value names."""
+    members = [hint, *typing.get_args(hint)]
+    found = [cast(type, member) for member in members if dataclasses.is_dataclass(member)]
+    if len(found) > 1:
+        kinds = {typing.get_args(typing.get_type_hints(member)["kind"])[0]: member for member in found}
+        return kinds.get(value.get("kind"))
+    return found[0] if found and typing.get_origin(hint) is not dict else None
 
 
 def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
@@ -222,8 +262,9 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
             known = ", ".join(sorted(fields))
             raise ValueError(f"unknown key {place}{key}; {place.rstrip('.') or 'the config'} has {known}")
         hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            _refuse_unknown(value, typing.cast(type, hint), f"{place}{key}.")
+        found = _dataclass_in(hint, value) if isinstance(value, Mapping) else None
+        if found is not None:
+            _refuse_unknown(value, found, f"{place}{key}.")
         elif hint == tuple[VariantEntry, ...]:
             for entry in value or ():
                 _refuse_unknown(entry, VariantEntry, "study.variants.")

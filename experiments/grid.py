@@ -12,7 +12,7 @@ from pipelines.data_stages import dataset_stage, frames_stage
 from pipelines.engine import Stage, encode, fingerprint
 from pipelines.evaluate import evaluate_stage
 from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
-from pipelines.finetune import finetune_stage
+from pipelines.finetune import FinetunePlacement, Placement, finetune_stage
 from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import FrameBudget
 
@@ -110,7 +110,7 @@ def build_grid(config: Config) -> Grid:
     frames = frames_stage(dataset, budget, placement)
     variants = [(entry, build_variant(entry)) for entry in study.variants]
     for _, variant in variants:
-        variant.slot_axes(config.model.head_dim, config.model.num_heads)  # refuses sizes that it cannot serve
+        variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)  # refuses sizes that it cannot serve
     trials = tuple(
         _trial(config, entry, variant, seed, dataset, frames) for seed in study.seeds for entry, variant in variants
     )
@@ -137,7 +137,16 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
     study = config.study
     name = f"{variant.name}-s{seed}"
     # One process per variant and seed: nothing that a library keeps in memory can pass from one variant to another.
-    finetune = finetune_stage(variant, config.model, config.recipe, seed, dataset=dataset, frames=frames, group=name)
+    finetune = finetune_stage(
+        variant,
+        config.model,
+        config.recipe,
+        seed,
+        dataset=dataset,
+        frames=frames,
+        group=name,
+        placement=training_placement(config),
+    )
     features = features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name)
     made = {"checkpoint": finetune, "features": features, "dataset": dataset}
     search = None
@@ -162,6 +171,26 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
                 **made,
             )
     return Trial(name, variant, seed, published, finetune, features, search, evaluations)
+
+
+def training_placement(config: Config) -> FinetunePlacement:
+    """Where the trials of a study train."""
+    training = config.cluster.training
+    return FinetunePlacement(
+        model=config.model,
+        num_workers=training.workers,
+        cpus_per_worker=training.cpus_per_worker,
+        gpus_per_worker=training.gpus_per_worker,
+        max_failures=config.cluster.max_retries,
+        loop=Placement(
+            device="cuda" if training.gpus_per_worker else "cpu",
+            micro_batch_size=training.micro_batch_size,
+            checkpoint_steps=training.checkpoint_steps,
+            gradient_checkpointing=training.gradient_checkpointing,
+            fsdp=training.fsdp,
+            attention=training.attention,
+        ),
+    )
 
 
 def question_set(config: Config, benchmark: str) -> str:

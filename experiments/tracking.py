@@ -307,7 +307,9 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
                 "scaling": first[name].variant.scaling.kind,
                 "published_scale": first[name].published_scale,
                 "scalable": first[name].variant.scalable,
-                "slot_axes": first[name].variant.slot_axes(config.model.head_dim, config.model.num_heads).tolist(),
+                "slot_axes": first[name]
+                .variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)
+                .tolist(),
             }
             for name in (entry.name for entry in study.variants)
         ],

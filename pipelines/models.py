@@ -1,12 +1,14 @@
-"""The models that are fine-tuned: a small Qwen2-VL with random weights and a tokenizer of its own."""
+"""The tiny model: a Qwen2-VL with random weights and a tokenizer of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from pipelines.video.budget import CLIP_MEAN, CLIP_STD
 
 PAD, VISION_START, VISION_END = "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -14,9 +16,10 @@ SPECIAL_TOKENS = (PAD, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class RandomModel:
     """A Qwen2-VL of transformers with random weights. Sizes in channels; `mrope_section` follows from the head size."""
 
+    kind: Literal["random"]
     name: str
     hidden_size: int
     intermediate_size: int
@@ -42,6 +45,23 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def timestamps(self) -> bool:
+        return False
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        return CLIP_MEAN, CLIP_STD
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the language model's layers: what a token costs; the estimate of a training rests on it."""
+        return self.num_layers * (4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size)
+
 
 def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer in which each phrase (a question such as "first red", an answer such as "7") is one token.
@@ -61,7 +81,7 @@ def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int
+    config: RandomModel, tokenizer: PreTrainedTokenizerFast, *, seed: int
 ) -> Qwen2VLForConditionalGeneration:
     """A stock Qwen2-VL whose random float32 weights depend on (config, vocabulary size, seed) alone."""
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))

@@ -4,6 +4,7 @@ F sampled frames, H and W pixels, T = F / temporal_patch_size grid cells, R = T 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,9 +140,14 @@ def patchify(frames: np.ndarray, budget: FrameBudget) -> tuple[np.ndarray, tuple
     return rows, grid
 
 
-def normalise(rows: np.ndarray) -> np.ndarray:
-    """Stored rows (R, patch_dim) uint8 to the float32 that the vision tower reads (rescaled, CLIP mean and std)."""
+def normalise(
+    rows: np.ndarray, image_mean: Sequence[float] = CLIP_MEAN, image_std: Sequence[float] = CLIP_STD
+) -> np.ndarray:
+    """Stored rows (R, patch_dim) uint8 to the float32 that the vision tower reads (rescaled, mean and std per channel).
+
+    Qwen3-VL's towers have statistics of their own, in preprocessor_config.json.
+    """
     channels = rows.reshape(len(rows), 3, -1).astype(np.float32)
-    mean = np.asarray(CLIP_MEAN, np.float32)[:, None] * 255
-    std = np.asarray(CLIP_STD, np.float32)[:, None] * 255
+    mean = np.asarray(image_mean, np.float32)[:, None] * 255
+    std = np.asarray(image_std, np.float32)[:, None] * 255
     return ((channels - mean) / std).reshape(len(rows), -1)

@@ -9,11 +9,12 @@ from pipelines.data_stages import DatasetConfig, dataset_stage, frames_stage
 from pipelines.engine import Artifact, LocalRunner, Stage, Store
 from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
 from pipelines.finetune import Recipe, finetune_stage
-from pipelines.models import ModelConfig
+from pipelines.models import RandomModel
 from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import FrameBudget
 
-MODEL = ModelConfig(
+MODEL = RandomModel(
+    kind="random",
     name="test",
     hidden_size=32,
     intermediate_size=32,
@@ -39,6 +40,9 @@ RECIPE = Recipe(
     beta1=0.9,
     beta2=0.98,
     max_grad_norm=1.0,
+    cosine_after_warmup=False,
+    equal_lengths=True,
+    train_vision=True,
 )
 DATASET = DatasetConfig(
     name="test",

@@ -1,0 +1,154 @@
+"""The training loop, the same on one worker and on many: each takes its share of every global batch.
+
+Every variant gets the same rows, order, steps and initial weights for one seed; only positions, rotary tables and drawn
+temporal factors differ.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from hope_core import Variant
+from pipelines.finetune import state
+from pipelines.finetune.model import make_model, save_model, spread, whole_weights
+from pipelines.finetune.recipe import Recipe
+from pipelines.finetune.rows import Rows, batches, write_quarantine
+from pipelines.finetune.trainer import Trainer
+from pipelines.models import RandomModel
+from pipelines.pretrained import PretrainedModel
+from pipelines.video.frames import FrameStore
+
+PROGRESS, HISTORY, CHECKPOINT = "progress", "history.jsonl", "checkpoint"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a training runs; no part of its identity.
+
+    `micro_batch_size`: rows of one forward of one worker, null for its whole share; gradients add up to the batch.
+    `checkpoint_steps`: steps between two checkpoints that a killed training goes on from, null for none.
+    """
+
+    device: str = "cpu"
+    micro_batch_size: int | None = None
+    checkpoint_steps: int | None = 100
+    gradient_checkpointing: bool = False
+    fsdp: bool = False
+    attention: str = "auto"
+
+
+def train(
+    model_config: RandomModel | PretrainedModel,
+    variant: Variant,
+    recipe: Recipe,
+    seed: int,
+    *,
+    rows: Rows,
+    frames: FrameStore,
+    placement: Placement,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Train and write `checkpoint/`, `history.jsonl` and `quarantine.jsonl`; goes on from `progress/`, if it is there.
+
+    Returns what was found, on the first worker; {} on the others.
+    """
+    accelerator = Accelerator(
+        cpu=placement.device == "cpu",
+        # Rows without a video leave a trained vision tower without gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.train_vision)],
+    )
+    if recipe.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"recipe.batch_size {recipe.batch_size} is no multiple of cluster.training.workers "
+            f"{accelerator.num_processes}; change one of them"
+        )
+    build = functools.partial(
+        make_model,
+        model_config,
+        variant,
+        recipe,
+        rows.tokenizer,
+        seed=seed,
+        attention=placement.attention,
+        gradient_checkpointing=placement.gradient_checkpointing,
+    )
+    model = build(device=accelerator.device)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    spread_model = spread(model, accelerator, recipe, fsdp=placement.fsdp)
+    trainer = Trainer(
+        model_config,
+        variant,
+        recipe,
+        seed,
+        model=model,
+        spread_model=spread_model,
+        accelerator=accelerator,
+        frames=frames,
+        micro_batch_size=placement.micro_batch_size,
+        fsdp=placement.fsdp and accelerator.num_processes > 1,
+    )
+    progress, history = out_dir / PROGRESS, out_dir / HISTORY
+    first = state.last_step(progress)
+    if first:
+        trainer.used = state.restore(progress, first, model, trainer.optimizer)
+    accelerator.wait_for_everyone()  # no worker may write before all have read
+    if accelerator.is_main_process:
+        state.keep_lines(history, first)
+        write_quarantine(out_dir / "quarantine.jsonl", rows.quarantined)
+    every = placement.checkpoint_steps
+    num_steps = recipe.num_steps(len(rows.samples))
+    for step, (epoch, batch) in enumerate(batches(rows.samples, recipe, seed)):
+        if step < first:
+            continue
+        if every and step > first and step % every == 0:
+            state.save(
+                progress, model, trainer.optimizer, step=step, used=trainer.used, writes=accelerator.is_main_process
+            )
+        line = trainer.step(step, epoch, batch, recipe.lr_at(step, num_steps))
+        if accelerator.is_main_process:
+            with history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **line}) + "\n")
+    if placement.fsdp and accelerator.num_processes > 1:
+        weights = whole_weights(model)
+        if accelerator.is_main_process:  # adapters merge, and a model is saved, unsharded
+            model = build(device=torch.device("cpu"), attention="sdpa")
+            model.load_state_dict(weights)
+    if accelerator.is_main_process:
+        attention = model.config._attn_implementation
+        save_model(model, recipe, rows.tokenizer, out_dir / CHECKPOINT)
+        lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+        result = _summary(lines, trainer.used) | {
+            "num_samples": len(rows.samples),
+            "quarantined": len(rows.quarantined),
+            "num_parameters": num_parameters,
+            "attention": attention,
+        }
+    accelerator.wait_for_everyone()
+    return result if accelerator.is_main_process else {}
+
+
+def discard_progress(out_dir: Path) -> None:
+    """Delete what only a restart would need."""
+    shutil.rmtree(out_dir / PROGRESS, ignore_errors=True)
+
+
+def _summary(lines: Sequence[dict[str, Any]], used: state.Used) -> dict[str, Any]:
+    last = lines[-min(20, len(lines)) :]
+    return {
+        "steps": len(lines),
+        "final_loss": sum(line["loss"] for line in last) / len(last),
+        "final_accuracy": sum(line["accuracy"] for line in last) / len(last),
+        "samples_sha256": used.samples_sha256,
+        "position_ids_sha256": used.position_ids_sha256,
+        "drawn_scales": {str(scale): count for scale, count in used.scales},
+        "tokens_per_s": sum(line["tokens_per_s"] for line in lines) / len(lines),
+        "peak_memory_gib": max(line["peak_memory_gib"] for line in lines),
+    }

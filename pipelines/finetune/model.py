@@ -1,0 +1,101 @@
+"""The model of a trial: built, its variant installed, what is trained chosen, spread over the workers, and saved."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
+
+from hope_core import Variant
+from hope_core.modeling import install
+from pipelines.attention import choose_attention
+from pipelines.finetune.recipe import Lora, Recipe
+from pipelines.models import RandomModel, build_model
+from pipelines.pretrained import PretrainedModel
+
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def make_model(
+    config: RandomModel | PretrainedModel,
+    variant: Variant,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    attention: str,
+    device: torch.device,
+    gradient_checkpointing: bool,
+) -> Any:
+    """The model with its variant on the device, in train mode; only what the recipe trains requires gradients."""
+    compute = COMPUTE[recipe.precision]
+    implementation = choose_attention(attention, device, compute)
+    if isinstance(config, RandomModel):
+        model = build_model(config, tokenizer, seed=seed)
+        model.set_attn_implementation(implementation)
+    else:
+        model = config.load(dtype=compute if recipe.lora else torch.float32, attention=implementation)
+    install(model, variant)
+    if not recipe.train_vision:
+        model.model.visual.requires_grad_(False)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if recipe.lora is not None:
+        model = _with_lora(model, recipe.lora, seed)
+    return model.to(device).train()
+
+
+def spread(model: Any, accelerator: Accelerator, recipe: Recipe, *, fsdp: bool) -> Any:
+    """The model that the loop calls: itself on one worker, else data parallel, with its weights sharded for `fsdp`.
+
+    Torch's own fully_shard, not accelerate's plugin of it, which refuses a CPU and could not be tested without GPUs.
+    """
+    if accelerator.num_processes == 1 or not fsdp:
+        return accelerator.prepare_model(model, device_placement=False)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if recipe.precision == "bf16" else {}
+    policy = MixedPrecisionPolicy(**half, cast_forward_inputs=False)  # positions must stay float32
+    inner = (model.get_base_model() if recipe.lora else model).model
+    for layer in (*inner.language_model.layers, *inner.visual.blocks):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+def whole_weights(model: Any) -> dict[str, torch.Tensor]:
+    """All weights, unsharded, on the CPU; every worker must ask."""
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def save_model(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write a checkpoint that `hope_core.modeling.load` reads, adapters merged, with its tokenizer."""
+    plain = model.merge_and_unload() if recipe.lora else model
+    plain.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
+    known = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    if unknown := set(lora.targets) - known:
+        raise ValueError(f"recipe.lora.targets has {sorted(unknown)[0]!r}; the model has {', '.join(sorted(known))}")
+    targets = "|".join(map(re.escape, lora.targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=rf".*language_model\..*\.({targets})",
+            ),
+        )

@@ -1,0 +1,134 @@
+"""The rows that a trial is trained on: the data set's records as token rows, with the media that they show."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pipelines.datasets import Quarantined, Record, check_quarantine, read_dataset
+from pipelines.finetune.recipe import Recipe
+from pipelines.models import build_tokenizer
+from pipelines.preprocess import media_id
+from pipelines.samples import (
+    BadSample,
+    Medium,
+    Piece,
+    RowLayout,
+    Sample,
+    Text,
+    batch_order,
+    build_sample,
+    conversation,
+    knows_turns,
+    medium_texts,
+)
+from pipelines.video.frames import FrameStore
+
+# More unusable rows than this share stop the stage, as unusable records do.
+QUARANTINE_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Source:
+    """Record files below a folder, whose media the frames artifact holds as "dataset/PATH"."""
+
+    root: Path
+    files: tuple[str, ...]
+    quarantine_limit: float
+
+    def records(self) -> Iterator[Record]:
+        for name in self.files:
+            yield from read_dataset(
+                self.root / name, media_root=self.root, quarantine_limit=self.quarantine_limit
+            ).records
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows by sample id, and the samples that are left out."""
+
+    samples: Mapping[str, Sample]
+    quarantined: tuple[Quarantined, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def make_rows(
+    source: Source,
+    frames: FrameStore,
+    recipe: Recipe,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    timestamps: bool,
+    merge_size: int,
+    temporal_patch_size: int,
+) -> Rows:
+    """Read the records and lay them out; without a tokenizer one is made of the texts themselves (the tiny model's).
+
+    A record whose medium the preprocess stage quarantined goes with it, uncounted here; one that cannot be a row is
+    left out with its reason. Raises ValueError when that are more than 1 %.
+    """
+    quarantined: list[Quarantined] = []
+    pieces: dict[str, list[Piece]] = {}
+    chat = tokenizer is not None and knows_turns(tokenizer)
+    for number, record in enumerate(source.records(), start=1):
+        media = [
+            Medium(item.kind, name, about.grid, temporal_patch_size / about.sample_fps)
+            for item in record.media
+            if (name := media_id("dataset", source.root, item.path)) in frames
+            for about in [frames.about(name)]
+        ]
+        if len(media) < len(record.media):
+            continue
+        try:
+            pieces[record.id] = conversation(record.turns, media, chat=chat)
+        except BadSample as error:
+            quarantined.append(Quarantined(number, record.id, str(error)))
+    texts = {piece.text for parts in pieces.values() for piece in parts if isinstance(piece, Text)}
+    tokenizer = tokenizer or build_tokenizer(texts)
+    layout = RowLayout(tokenizer, merge_size, timestamps, chat)
+    texts.update(text for parts in pieces.values() for piece in parts for text in _times(piece, layout))
+    ordered = sorted(texts)  # each text recurs often, and one call for all is many times faster
+    ids = dict(zip(ordered, tokenizer(ordered, add_special_tokens=False).input_ids, strict=True)) if ordered else {}
+    samples: dict[str, Sample] = {}
+    for number, (sample_id, parts) in enumerate(pieces.items(), start=1):
+        try:
+            samples[sample_id] = build_sample(
+                sample_id, parts, layout, encode=ids.__getitem__, cutoff_len=recipe.cutoff_len
+            )
+        except BadSample as error:
+            quarantined.append(Quarantined(number, sample_id, str(error)))
+    check_quarantine("rows", [f"{q.id}: {q.reason}" for q in quarantined], len(pieces), QUARANTINE_LIMIT)
+    return Rows(samples, tuple(quarantined), tokenizer)
+
+
+def _times(piece: Piece, layout: RowLayout) -> list[str]:
+    return medium_texts(piece, layout) if isinstance(piece, Medium) else []
+
+
+def batches(samples: Mapping[str, Sample], recipe: Recipe, seed: int) -> Iterator[tuple[int, list[Sample]]]:
+    """(epoch, rows) of every step. Raises ValueError where the rows give no batch at all."""
+    lengths = {sample_id: len(sample.input_ids) for sample_id, sample in samples.items()}
+    steps = recipe.num_steps(len(samples))
+    done = epoch = 0
+    while done < steps or epoch == 0:
+        order = batch_order(
+            lengths, batch_size=recipe.batch_size, seed=seed, epoch=epoch, equal_lengths=recipe.equal_lengths
+        )
+        if not order:
+            one_length = " of one length" if recipe.equal_lengths else ""
+            raise ValueError(
+                f"{len(samples)} samples give no batch of {recipe.batch_size} rows{one_length}; "
+                "lower recipe.batch_size or give more training videos"
+            )
+        for batch in order[: steps - done]:
+            yield epoch, [samples[sample_id] for sample_id in batch]
+            done += 1
+        epoch += 1
+
+
+def write_quarantine(path: Path, quarantined: tuple[Quarantined, ...]) -> None:
+    lines: list[dict[str, Any]] = [asdict(entry) for entry in quarantined]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
