@@ -15,6 +15,10 @@ from experiments.commands import (
     prepare_report,
     prepare_rerun,
     prepare_run,
+    prepare_schedule_add,
+    prepare_schedule_list,
+    prepare_schedule_remove,
+    prepare_schedule_start,
     prepare_status,
     prepare_sync,
     prepare_theory,
@@ -48,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    schedule = commands.add_parser("schedule", help="re-run at cron times or when a benchmark's folder changes")
+    schedules = schedule.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(
         name: str,
@@ -55,8 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         prepare: Callable[[argparse.Namespace], Command],
         *examples: str,
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
+        group, _, last = name.rpartition(" ")
+        sub = (schedules if group else commands).add_parser(
+            last,
             help=help_line,
             description=help_line[0].upper() + help_line[1:] + ".",
             epilog="\n".join(["examples:", *(f"  hope {name} {line}".rstrip() for line in examples), "", EXIT_CODES]),
@@ -68,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     def takes_study(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
         return sub
+
+    def takes_store(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store that a study was run with")
 
     run = takes_study(
         command(
@@ -90,6 +100,34 @@ def build_parser() -> argparse.ArgumentParser:
             "study=quickstart",
         )
     )
+    add = command(
+        "schedule add",
+        "add a re-run to the schedule of the study's store",
+        prepare_schedule_add,
+        "nightly --cron '0 3 * * *' study=quickstart",
+        "mlvu --watch /data/mlvu study=quickstart benchmark=v_niah",
+    )
+    add.add_argument("name", metavar="NAME", help="letters, digits, - and _")
+    when = add.add_mutually_exclusive_group(required=True)
+    when.add_argument("--cron", metavar="TIMES", help="minute hour day month weekday, in this machine's time zone")
+    when.add_argument("--watch", type=Path, metavar="FOLDER", help="run when a file below this folder changed")
+    add.add_argument("--every-s", type=float, default=60.0, metavar="S", help="seconds between looks at the folder")
+    takes_study(add)
+    takes_store(
+        command("schedule list", "show what is scheduled, when next, how it ended last", prepare_schedule_list)
+    )
+    remove = command("schedule remove", "take a re-run off the schedule", prepare_schedule_remove, "nightly")
+    remove.add_argument("name", metavar="NAME")
+    takes_store(remove)
+    start = command(
+        "schedule start",
+        "run the schedule in the foreground until Ctrl-C; what was missed runs once",
+        prepare_schedule_start,
+        "store=/data/hope",
+        "store=/data/hope --once   (for a crontab)",
+    )
+    start.add_argument("--once", action="store_true", help="run what is due now, and end")
+    takes_store(start)
     takes_study(
         command("plan", "show the cells, what is cached and the expected cost", prepare_plan, "study=quickstart")
     )

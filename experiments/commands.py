@@ -6,7 +6,10 @@ needs them, so that `hope --help` is quick.
 
 import argparse
 import json
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -27,6 +30,86 @@ def prepare_rerun(args: argparse.Namespace) -> Command:
 
     work = open_rerun(args.overrides)
     return lambda _: rerun(work, Console())
+
+
+def prepare_schedule_add(args: argparse.Namespace) -> Command:
+    from experiments.rerun import open_rerun
+    from experiments.schedule import Schedule
+
+    store = Path(open_rerun(args.overrides).study.config.store).resolve()
+    # A schedule is started from any folder, so that it keeps the store's full path.
+    overrides = [override for override in args.overrides if not override.startswith("store=")] + [f"store={store}"]
+    with Schedule(store) as schedule:
+        if args.cron is not None:
+            job = schedule.add_cron(args.name, args.cron, overrides)
+        else:
+            job = schedule.add_watch(args.name, args.watch, args.every_s, overrides)
+        line = f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; hope schedule start store={store} runs it"
+
+    def add(_: argparse.Namespace) -> int:
+        print(line)
+        return 0
+
+    return add
+
+
+def prepare_schedule_list(args: argparse.Namespace) -> Command:
+    from experiments.firing import read_firings
+    from experiments.schedule import Schedule, Task
+
+    store = scheduled_store(args.overrides)
+
+    def show(_: argparse.Namespace) -> int:
+        last = {firing.job: firing for firing in read_firings(store)}
+        with Schedule(store) as schedule:
+            for job in schedule.jobs():
+                task = Task(**job.kwargs["task"])
+                ended = f"last exit code {last[job.id].exit_code}" if job.id in last else "not run yet"
+                print(f"{job.id}  next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}  {job.trigger}  {ended}")
+                print(f"  {task.cause}: hope rerun {' '.join(task.overrides)}")
+        return 0
+
+    return show
+
+
+def prepare_schedule_remove(args: argparse.Namespace) -> Command:
+    from experiments.schedule import Schedule
+
+    with Schedule(scheduled_store(args.overrides)) as schedule:
+        schedule.remove(args.name)
+    return lambda _: 0
+
+
+def prepare_schedule_start(args: argparse.Namespace) -> Command:
+    from experiments.schedule import AlreadyRunning, Schedule
+
+    store = scheduled_store(args.overrides)
+
+    def start(_: argparse.Namespace) -> int:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with Schedule(store) as schedule:
+                schedule.run(lambda line: print(line, flush=True), once=args.once)
+        except AlreadyRunning as error:
+            print(f"hope: {error}", file=sys.stderr)
+            return 0 if args.once else 2  # a cron entry that meets the former one still at work is no fault
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    return start
+
+
+def scheduled_store(overrides: Sequence[str]) -> Path:
+    """The store named by `store=FOLDER`. Raises ValueError where it has no schedule."""
+    from experiments.doctor import output_folder
+
+    store = output_folder(overrides)
+    if not (store / "schedule.db").is_file():
+        raise ValueError(
+            f"store {str(store)!r} has no schedule; hope schedule add NAME ..., or name its store: store=..."
+        )
+    return store
 
 
 def prepare_plan(args: argparse.Namespace) -> Command:

@@ -43,7 +43,7 @@ class Tracker:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._config, self._grid, self._store = config, grid, store
         self._client = MlflowClient(config.tracking)
-        self._experiment_id = self._experiment()
+        self._experiment_id = open_experiment(self._client, config.study.name, config)
         self._added = [word for word in command.split() if word.startswith("benchmark=")]
         self.written = 0  # runs written by this launch
         self._runs: dict[str, str] = {}
@@ -90,15 +90,6 @@ class Tracker:
 
     def log_report(self, folder: Path) -> None:
         self._client.log_artifacts(self._study_run, str(folder), "report")
-
-    def _experiment(self) -> str:
-        name = self._config.study.name
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        local = self._config.tracking.startswith("sqlite:")
-        location = (Path(self._config.store).resolve() / "mlartifacts" / name).as_uri() if local else None
-        return self._client.create_experiment(name, artifact_location=location)
 
     def _open_study(self, resolved: str, command: str) -> str:
         for run in search(self._client, self._experiment_id, study_filter(self._grid)):
@@ -263,6 +254,16 @@ class Tracker:
             "command": " ".join(["hope run", f"study={self._config.study.name}", *self._added, f"--only '{cell.id}'"]),
             "fingerprint": cell.stage.fingerprint,
         }
+
+
+def open_experiment(client: MlflowClient, name: str, config: Config) -> str:
+    """The id of an experiment, which is made if it is not there; with a local database its files lie in the store."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = config.tracking.startswith("sqlite:")
+    location = (Path(config.store).resolve() / "mlartifacts" / name).as_uri() if local else None
+    return str(client.create_experiment(name, artifact_location=location))
 
 
 def study_filter(grid: Grid) -> str:
