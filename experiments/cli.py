@@ -34,7 +34,13 @@ EXIT_CODES = "exit codes: 0 done, 1 some cells failed (all others are done), 2 b
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user's mistake is one line on stderr and exit code 2."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes all positional arguments of a command at once; overrides may also follow its options.
+    if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif rest:
+        args.overrides += rest
     quiet_libraries()
     try:
         run: Callable[[argparse.Namespace], int] = args.prepare(args)
@@ -113,9 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     when.add_argument("--watch", type=Path, metavar="FOLDER", help="run when a file below this folder changed")
     add.add_argument("--every-s", type=float, default=60.0, metavar="S", help="seconds between looks at the folder")
     takes_study(add)
-    takes_store(
-        command("schedule list", "show what is scheduled, when next, how it ended last", prepare_schedule_list)
-    )
+    takes_store(command("schedule list", "show what is scheduled, when next, how it ended last", prepare_schedule_list))
     remove = command("schedule remove", "take a re-run off the schedule", prepare_schedule_remove, "nightly")
     remove.add_argument("name", metavar="NAME")
     takes_store(remove)

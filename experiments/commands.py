@@ -33,24 +33,20 @@ def prepare_rerun(args: argparse.Namespace) -> Command:
 
 
 def prepare_schedule_add(args: argparse.Namespace) -> Command:
-    from experiments.rerun import open_rerun
-    from experiments.schedule import Schedule
+    from experiments.schedule import Schedule, cron, every, make_task
 
-    store = Path(open_rerun(args.overrides).study.config.store).resolve()
-    # A schedule is started from any folder, so that it keeps the store's full path.
-    overrides = [override for override in args.overrides if not override.startswith("store=")] + [f"store={store}"]
-    with Schedule(store) as schedule:
-        if args.cron is not None:
-            job = schedule.add_cron(args.name, args.cron, overrides)
-        else:
-            job = schedule.add_watch(args.name, args.watch, args.every_s, overrides)
-        line = f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; hope schedule start store={store} runs it"
+    trigger = cron(args.cron) if args.cron is not None else every(args.every_s)
+    task = make_task(args.name, args.overrides, crontab=args.cron, watch=args.watch)
+    with Schedule(Path(task.store)) as schedule:
+        job = schedule.add(trigger, task)
 
-    def add(_: argparse.Namespace) -> int:
-        print(line)
+    def show(_: argparse.Namespace) -> int:
+        print(
+            f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; hope schedule start store={task.store} runs it"
+        )
         return 0
 
-    return add
+    return show
 
 
 def prepare_schedule_list(args: argparse.Namespace) -> Command:
@@ -150,8 +146,8 @@ def prepare_status(args: argparse.Namespace) -> Command:
 def prepare_report(args: argparse.Namespace) -> Command:
     from rich.console import Console
 
+    from experiments.lookup import find_study_run
     from experiments.study import make_report, open_study
-    from experiments.tracking import find_study_run
 
     study = open_study(args.overrides)
     run_id = find_study_run(study.config, study.grid)
@@ -178,8 +174,8 @@ def prepare_sync(args: argparse.Namespace) -> Command:
 
 
 def prepare_compare(args: argparse.Namespace) -> Command:
+    from experiments.lookup import find_study_run
     from experiments.study import open_study
-    from experiments.tracking import find_study_run
     from reports.compare import compare
     from reports.results import load_study
 

@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from experiments.config import load_config
+from experiments.lookup import find_study_run, open_experiment
 from experiments.mirror import UNREACHABLE
 from experiments.rerun import open_rerun
 from experiments.study import open_study
-from experiments.tracking import find_study_run, open_experiment
 from pipelines.engine import State, plan
 from reports.results import search
 

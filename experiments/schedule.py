@@ -31,6 +31,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from experiments.firing import Firing, Tell, missing_stages, record_firing, study_run_of
+from experiments.study import open_study
+from pipelines.engine import Store
 
 POLL_S = 5.0
 INTERRUPTED = 130
@@ -60,7 +62,7 @@ class Schedule:
         self.store = store.resolve()
         self._clock = clock
         database = self.store / "schedule.db"
-        self.store.mkdir(parents=True, exist_ok=True)
+        Store(self.store).prepare()
         os.close(os.open(database, os.O_CREAT | os.O_RDWR, 0o600))
         self._scheduler = BackgroundScheduler(jobstores={"default": SQLAlchemyJobStore(f"sqlite:///{database}")})
 
@@ -71,35 +73,8 @@ class Schedule:
     def __exit__(self, *_: object) -> None:
         self._scheduler.shutdown(wait=False)
 
-    def add_cron(self, name: str, crontab: str, overrides: Sequence[str]) -> Job:
-        """Re-run at cron times, in this machine's time zone. Raises ValueError for times that cannot be."""
-        fields = crontab.split()
-        if len(fields) == 5 and any(character.isdigit() for character in fields[4]):
-            raise ValueError(
-                f"--cron {crontab!r}: write the day of the week as mon ... sun; numbers differ among crons"
-            )
-        try:
-            trigger = CronTrigger.from_crontab(crontab)
-        except ValueError as error:
-            raise ValueError(
-                f"--cron {crontab!r} is no time ({error}); give minute hour day month weekday, as in '0 3 * * *'"
-            ) from None
-        return self._add(trigger, Task(str(self.store), name, tuple(overrides), f"cron {crontab}"))
-
-    def add_watch(self, name: str, folder: Path, every_s: float, overrides: Sequence[str]) -> Job:
-        """Re-run when a file below the folder changes, as seen every `every_s` seconds, counted from now."""
-        folder = folder.resolve()
-        state = folder_state(folder)
-        if state is None:
-            raise ValueError(f"--watch {str(folder)!r} is no folder; give the folder of a benchmark")
-        if not every_s > 0:
-            raise ValueError(f"--every-s is {every_s}; give seconds above 0")
-        task = Task(str(self.store), name, tuple(overrides), f"{folder} changed", str(folder), seen=state, done=state)
-        return self._add(IntervalTrigger(seconds=every_s), task)
-
-    def _add(self, trigger: Any, task: Task) -> Job:
-        if not task.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"schedule name {task.name!r}: use letters, digits, - and _")
+    def add(self, trigger: Any, task: Task) -> Job:
+        """Raises ValueError where the name is taken."""
         try:
             return self._scheduler.add_job(
                 "experiments.schedule:fire",
@@ -160,6 +135,44 @@ class Schedule:
                     (job.next_run_time - self._clock()).total_seconds() for job in self.jobs() if job.next_run_time
                 ]
                 time.sleep(max(0.0, min([POLL_S, *waits])))
+
+
+def cron(crontab: str) -> CronTrigger:
+    """Cron times, in this machine's time zone. Raises ValueError for what is no such time."""
+    fields = crontab.split()
+    if len(fields) == 5 and any(character.isdigit() for character in fields[4]):
+        raise ValueError(
+            f"--cron {crontab!r}: write days of the week as mon ... sun; cron programs count them differently"
+        )
+    try:
+        return CronTrigger.from_crontab(crontab)
+    except ValueError as error:
+        raise ValueError(
+            f"--cron {crontab!r} is no time ({error}); give minute hour day month weekday, as in '0 3 * * *'"
+        ) from None
+
+
+def every(seconds: float) -> IntervalTrigger:
+    if not seconds > 0:
+        raise ValueError(f"--every-s is {seconds}; give seconds above 0")
+    return IntervalTrigger(seconds=seconds)
+
+
+def make_task(name: str, overrides: Sequence[str], *, crontab: str | None, watch: Path | None) -> Task:
+    """What a job does at cron times, or when the watched folder differs from now. Raises ValueError for bad values.
+
+    The store among the overrides becomes a full path, as a schedule is started from any folder.
+    """
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"schedule name {name!r}: use letters, digits, - and _")
+    store = str(Path(open_study(overrides).config.store).resolve())
+    kept = (*(override for override in overrides if not override.startswith("store=")), f"store={store}")
+    if watch is None:
+        return Task(store, name, kept, f"cron {crontab}")
+    state = folder_state(watch)
+    if state is None:
+        raise ValueError(f"--watch {str(watch)!r} is no folder; give the folder of a benchmark")
+    return Task(store, name, kept, f"{watch.resolve()} changed", str(watch.resolve()), seen=state, done=state)
 
 
 def look(task: Task) -> tuple[bool, Task]:

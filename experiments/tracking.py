@@ -22,12 +22,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
 from experiments.config import Config
 from experiments.grid import Cell, Grid, Trial, contexts_of, train_length
+from experiments.lookup import open_experiment, study_filter
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
-from reports.results import open_tracking, search, without_password
+from reports.results import search
 
 METRICS_PER_BATCH = 1000
 COMPARED = ("variant", "layout", "allocation", "scaling", "seed", "benchmark", "context", "scale_rule")
@@ -254,40 +254,6 @@ class Tracker:
             "command": " ".join(["hope run", f"study={self._config.study.name}", *self._added, f"--only '{cell.id}'"]),
             "fingerprint": cell.stage.fingerprint,
         }
-
-
-def open_experiment(client: MlflowClient, name: str, config: Config) -> str:
-    """The id of an experiment, which is made if it is not there; with a local database its files lie in the store."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    local = config.tracking.startswith("sqlite:")
-    location = (Path(config.store).resolve() / "mlartifacts" / name).as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def study_filter(grid: Grid) -> str:
-    """Finds the study runs of exactly this grid."""
-    return f"tags.kind = 'study' and tags.grid = '{grid.fingerprint}'"
-
-
-def find_study_run(config: Config, grid: Grid) -> str:
-    """The id of this grid's study run. Raises ValueError where it never ran."""
-    client = open_tracking(config.tracking)
-    try:
-        experiment = client.get_experiment_by_name(config.study.name)
-        runs = list(search(client, experiment.experiment_id, study_filter(grid))) if experiment else []
-    except MlflowException as error:
-        raise ValueError(
-            f"tracking server {without_password(config.tracking)} cannot be asked: {str(error)[:200]}; start it, or "
-            "correct tracking_uri"
-        ) from None
-    if not runs:
-        raise ValueError(
-            f"study {config.study.name!r} with these settings is not in {config.tracking}; run it first, or give the "
-            "overrides it was run with"
-        )
-    return str(runs[0].info.run_id)
 
 
 def study_record(config: Config, grid: Grid) -> dict[str, Any]:

@@ -11,7 +11,7 @@ GROWN = (
     "benchmark=v_niah",
     "benchmarks.v_niah.num_validation_films=1",
     "benchmarks.v_niah.videos_per_depth=1",
-    "benchmarks.v_niah.depths=[0.5]",
+    "benchmarks.v_niah.depths=[0.0,0.5,1.0]",
 )
 
 
