@@ -82,7 +82,7 @@ def test_a_report_of_a_study_that_never_ran_says_so(tmp_path: Path, capsys: pyte
 def test_the_plan_counts_cells_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "study=quickstart", f"store={tmp_path / 'out'}"]) == 0
     said = capsys.readouterr().out
-    assert "360 cells = 12 trials x 2 benchmarks x 5 contexts x 3 scale rules" in said
+    assert "360 cells = 12 trials x 10 contexts of 2 benchmarks x 3 scale rules" in said
     assert not (tmp_path / "out").exists()
 
 
