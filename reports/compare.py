@@ -1,12 +1,13 @@
 """Two trials side by side, and two reports of one study: what changed, regressions first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from reports.results import StudyResults
+from reports.results import StudyResults, when
 from reports.statistics import Column, Estimate, contrast
-from reports.tables import percent, points
+from reports.tables import percent, points, title_of
+from reports.verdicts import judge
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,30 @@ class Change:
 
 @dataclass(frozen=True)
 class ReportChanges:
-    """changes: regressions first, then what fell most. added, removed: table cells that only one report has."""
+    """changes: regressions first, then what fell most. added, removed: table cells that only one report has.
+
+    notes: what makes the two hard to compare, and which two they are.
+    """
 
     changes: list[Change]
     added: list[str]
     removed: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def compare_studies(before: StudyResults, after: StudyResults, grid: pd.DataFrame) -> ReportChanges:
+    """What changed between two runs of one study; grid holds the verdicts of the later one.
+
+    A benchmark whose questions or scorer are others now is named: its accuracies changed with what was asked.
+    """
+    found = compare_reports(judge(before), grid)
+    notes = [f"Compared with run {before.run_id}, {when(before)}."]
+    for benchmark in after.benchmarks:
+        for name, what in (("question_set", "questions"), ("scorer", "scorer")):
+            old, new = (side.record["benchmarks"].get(benchmark, {}).get(name) for side in (before, after))
+            if old is not None and old != new:
+                notes.append(f"{title_of(after, benchmark)} has other {what} now ({new}, then {old}).")
+    return replace(found, notes=notes)
 
 
 def compare_reports(before: pd.DataFrame, after: pd.DataFrame, *, least: float = 0.005) -> ReportChanges:

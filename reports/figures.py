@@ -131,7 +131,7 @@ def accuracy_by_context(
     *,
     unit: str,
     chance: float | None,
-    train_length: float,
+    train_length: float | None,
     banded: Collection[str],
     size: tuple[float, float] = (4.6, 3.3),
 ) -> str:
@@ -141,7 +141,8 @@ def accuracy_by_context(
         places = rows[["size", "context"]].drop_duplicates().sort_values("size")
         if len(places) > 1:
             context_axis(axes, list(places["size"]), list(places.context), unit)
-        axes.axvline(train_length, color=INK, linewidth=0.8, linestyle=":")
+        if train_length is not None:
+            axes.axvline(train_length, color=INK, linewidth=0.8, linestyle=":")
         if chance is not None:
             axes.axhline(100 * chance, color=INK, linewidth=0.6, linestyle=(0, (1, 3)))
             axes.annotate(
@@ -242,6 +243,21 @@ def training_curve(name: str, alt: str, curves: pd.DataFrame, looks_of: dict[str
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
         axes.set_ylim(bottom=0)
+
+    return draw(name, alt, (4.6, 3.0), paint, margins=(0.66, 0.12, 0.46, 0.08))
+
+
+def preference_curves(name: str, alt: str, rows: Sequence[tuple[Look, Sequence[float], Sequence[float]]]) -> str:
+    """rows: look, distances in frames (from 1), S / (2 sigma^2) at them. Below zero the property is broken."""
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.9)
+        for look, frames, values in rows:
+            order = 3 if look.colour == INK else 2
+            axes.plot(frames, values, color=look.colour, linestyle=look.dash, linewidth=1.6, zorder=order)
+        axes.set_xscale("log")
+        axes.set_xlabel("distance (frames)")
+        axes.set_ylabel("S / (2 sigma²)")
 
     return draw(name, alt, (4.6, 3.0), paint, margins=(0.66, 0.12, 0.46, 0.08))
 

@@ -9,6 +9,8 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,20 +20,26 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-CURVES = ("train/loss", "train/accuracy", "train/lr")
-CELL_TAGS = (
-    *("variant", "layout", "allocation", "scaling", "trial", "benchmark", "context", "scale_rule"),
-    *("budget", "question_set", "scorer", "command", "fingerprint", "error"),
+from reports.records import (
+    cell_table,
+    context_size,
+    curve_table,
+    name_variants,
+    newest,
+    question_table,
+    refuse_mixtures,
+    search_table,
+    trial_table,
 )
-CELL_METRICS = ("accuracy", "questions", "errors", "unparsed", "duration_s", "cached")
-TRIAL_TAGS = ("variant", "layout", "allocation", "scaling", "model", "recipe", "trial", "error")
-TRIAL_METRICS = ("duration_s", "cached", *CURVES)
-QUESTION_FIELDS = ("id", "video", "kind", "context", "depth", "correct", "error", "scale")
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Everything a report needs. context columns hold labels as written ("64", "8k"); context_size orders them."""
+    """Everything a report needs. context columns hold labels as written ("64", "8k"); context_size orders them.
+
+    variant columns hold names of `record["variants"]`: the variant's own, or "variant · setting" in a study with axes
+    (other recipes, models, data), where every setting has its baseline and its tables.
+    """
 
     study: str
     question: str
@@ -44,6 +52,7 @@ class StudyResults:
     tracking_uri: str
     record: dict[str, Any]
     config: str
+    quarantine: "Quarantine | None"
     trials: pd.DataFrame
     cells: pd.DataFrame
     questions: pd.DataFrame
@@ -56,6 +65,16 @@ class StudyResults:
         return [variant["name"] for variant in self.record["variants"]]
 
     @property
+    def settings(self) -> list[str]:
+        """Combinations of the study's axes, in its order; [""] where it has none."""
+        return list(dict.fromkeys(variant["setting"] for variant in self.record["variants"]))
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """(benchmark, setting): what has tables of its own."""
+        return [(benchmark, setting) for benchmark in self.benchmarks for setting in self.settings]
+
+    @property
     def benchmarks(self) -> list[str]:
         return list(self.record["benchmarks"])
 
@@ -66,14 +85,32 @@ class StudyResults:
     def variant(self, name: str) -> dict[str, Any]:
         return next(variant for variant in self.record["variants"] if variant["name"] == name)
 
-    def contexts(self, benchmark: str) -> list[str]:
-        """The labels of one benchmark's contexts, shortest first."""
-        rows = self.cells[self.cells.benchmark == benchmark][["context", "context_size"]].drop_duplicates()
+    def baseline_of(self, name: str) -> str:
+        """The variant that this one is compared with: the baseline at the same setting."""
+        return str(self.variant(name)["baseline"])
+
+    def is_baseline(self, name: str) -> bool:
+        return self.baseline_of(name) == name
+
+    def contexts(self, benchmark: str, setting: str | None = None) -> list[str]:
+        """The labels of one benchmark's contexts, shortest first; at one setting, or (None) at any."""
+        cells = self.cells[self.cells.benchmark == benchmark]
+        cells = cells if setting is None else cells[cells.setting == setting]
+        rows = cells[["context", "context_size"]].drop_duplicates()
         return list(rows.sort_values("context_size").context)
 
     def multiple(self, benchmark: str, context: str) -> float:
-        """Context as a multiple of the training length."""
-        return context_size(context) / self.record["benchmarks"][benchmark]["train_length"]
+        """Context as a multiple of the training length; NaN where the benchmark's unit has none."""
+        return context_size(context) / (self.record["benchmarks"][benchmark].get("train_length") or nan)
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Records of the data that could not be used: how many of how many, and each with its reason."""
+
+    quarantined: int
+    records: int
+    rows: list[dict[str, Any]]
 
 
 def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> StudyResults:
@@ -100,13 +137,15 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
             f"study {study!r} has no finished cell; {len(failed)} failed, the first with {failed.error.iloc[0]}: "
             f"see hope status study={study}"
         )
-    refuse_mixtures(cells)
     with TemporaryDirectory() as folder:
         files = download(client, study_run, trials, Path(folder))
-        questions = question_table(files, trials, cells)
-        searches = search_table(files, trials)
         study_files = files[study_run.info.run_id]
         record = json.loads((study_files / "study.json").read_text())
+        name_variants(record, study_run.data.tags["baseline"], [trials, cells])
+        refuse_mixtures(cells)
+        questions = question_table(files, trials, cells)
+        searches = search_table(files, trials)
+        quarantine = read_quarantine(study_run, study_files)
         config = (study_files / "config.yaml").read_text()
     tags = study_run.data.tags
     return StudyResults(
@@ -121,6 +160,7 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
         tracking_uri=without_password(tracking_uri),
         record=record,
         config=config,
+        quarantine=quarantine,
         trials=trials,
         cells=cells,
         questions=questions,
@@ -129,12 +169,44 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
     )
 
 
+def earlier_study(tracking_uri: str, results: StudyResults) -> StudyResults | None:
+    """The same study as it was last time: its newest older run with a finished cell, or None.
+
+    A study run belongs to one grid of cells, so that running a study again without a change has no earlier one of its
+    own; a new benchmark, changed content or other settings make a new study run, and the former is then its past.
+    """
+    client = open_tracking(tracking_uri)
+    for run in search(client, results.experiment_id, "tags.kind = 'study'"):
+        if run.info.start_time >= results.started_ms or run.data.tags["study"] != results.study:
+            continue
+        trials = {trial.info.run_id for trial in children(client, results.experiment_id, "trial", {run.info.run_id})}
+        cells = children(client, results.experiment_id, "cell", trials)
+        if any(cell.info.status == "FINISHED" for cell in cells):
+            return load_study(tracking_uri, results.study, run_id=run.info.run_id)
+    return None
+
+
+def read_quarantine(study_run: Run, files: Path) -> Quarantine | None:
+    """What the study run says of unusable data; None where it says nothing."""
+    metrics = study_run.data.metrics
+    if "data/quarantined" not in metrics:
+        return None
+    listed = files / "data" / "quarantine.json"
+    rows = json.loads(listed.read_text()) if listed.exists() else []
+    return Quarantine(int(metrics["data/quarantined"]), int(metrics.get("data/records", 0)), rows)
+
+
 def open_tracking(tracking_uri: str) -> MlflowClient:
     """A client for an existing store; MLflow itself would create an empty database at a mistyped path."""
     parsed = urlparse(tracking_uri)
     if parsed.scheme == "sqlite" and not Path(parsed.path[1:]).is_file():
         raise ValueError(f"tracking store {tracking_uri!r} does not exist: run a study first or correct tracking_uri")
     return MlflowClient(tracking_uri)
+
+
+def when(results: StudyResults) -> str:
+    """When the study was started, from its record, in UTC."""
+    return datetime.fromtimestamp(results.started_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def without_password(uri: str) -> str:
@@ -169,64 +241,6 @@ def children(client: MlflowClient, experiment_id: str, kind: str, parents: set[s
     return [run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents]
 
 
-def context_size(label: str) -> float:
-    """The size a context label stands for: "64" is 64, "8k" 8000. Labels without a number sort last."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", label)
-    return float(found[1]) * (1000 if found[2] else 1) if found else float("inf")
-
-
-def run_row(run: Run, tags: tuple[str, ...], metrics: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "run_id": run.info.run_id,
-        "parent_id": run.data.tags["mlflow.parentRunId"],
-        "name": run.info.run_name,
-        "status": run.info.status,
-        "started_ms": run.info.start_time,
-        "seed": int(run.data.tags["seed"]),
-        **{tag: run.data.tags.get(tag) for tag in tags},
-        **{metric: run.data.metrics.get(metric, float("nan")) for metric in metrics},
-    }
-
-
-def cell_table(runs: list[Run]) -> pd.DataFrame:
-    rows = []
-    for run in runs:
-        row = run_row(run, CELL_TAGS, CELL_METRICS)
-        row["scale"] = float(run.data.params.get("scale", "nan"))
-        row["context_size"] = context_size(row["context"])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def trial_table(runs: list[Run]) -> pd.DataFrame:
-    return pd.DataFrame([{**run_row(run, TRIAL_TAGS, TRIAL_METRICS), "params": run.data.params} for run in runs])
-
-
-def newest(table: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """One row per key: the newest finished one, else the newest; in the key's order, so that reports repeat."""
-    ranked = table.assign(unfinished=table.status != "FINISHED").sort_values(
-        [*key, "unfinished", "started_ms", "run_id"], ascending=[True] * len(key) + [True, False, True]
-    )
-    return ranked.drop_duplicates(key).drop(columns="unfinished").reset_index(drop=True)
-
-
-def refuse_mixtures(cells: pd.DataFrame) -> None:
-    """One benchmark has one question set and scorer, and each of its contexts one budget, or there is no table."""
-    finished = cells[cells.status == "FINISHED"]
-    checks = (("question_set", ["benchmark"]), ("scorer", ["benchmark"]), ("budget", ["benchmark", "context"]))
-    for field, place in checks:
-        for key, group in finished.groupby(place):
-            values = group.groupby(group[field].astype(str)).run_id.agg(["size", "first"])
-            if len(values) > 1:
-                found = "; ".join(
-                    f"{value} in {row['size']} cells, e.g. run {row['first']}" for value, row in values.iterrows()
-                )
-                raise ValueError(
-                    f"cells of {' '.join(key)} differ in {field} and do not fit in one table: {found}; "
-                    "run the odd ones again or report the studies apart"
-                )
-
-
 def download(client: MlflowClient, study_run: Run, trials: pd.DataFrame, folder: Path) -> dict[str, Path]:
     """Fetch every artifact of the study and its trials; return the folder of each run."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -235,53 +249,6 @@ def download(client: MlflowClient, study_run: Run, trials: pd.DataFrame, folder:
         folders[run_id] = folder / run_id
         folders[run_id].mkdir()
         for artifact in client.list_artifacts(run_id):
-            if artifact.path in ("questions", "scale_search.json", "study.json", "config.yaml"):
+            if artifact.path in ("questions", "scale_search.json", "study.json", "config.yaml", "data"):
                 client.download_artifacts(run_id, artifact.path, str(folders[run_id]))
     return folders
-
-
-def question_table(files: dict[str, Path], trials: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The questions of finished cells, from each trial's questions/<benchmark>/<scale_rule>.jsonl."""
-    parts = []
-    for trial in trials.itertuples():
-        for file in sorted((files[trial.run_id] / "questions").glob("*/*.jsonl")):
-            with file.open() as lines:
-                asked = pd.DataFrame(
-                    [[record.get(name) for name in QUESTION_FIELDS] for record in map(json.loads, lines)],
-                    columns=list(QUESTION_FIELDS),
-                )
-            asked["context"] = asked.context.astype(str)
-            parts.append(asked.assign(benchmark=file.parent.name, scale_rule=file.stem, trial=trial.trial))
-    if not parts:
-        raise ValueError("no trial has a question file: the cells were recorded without their questions")
-    questions = pd.concat(parts, ignore_index=True)
-    finished = cells[cells.status == "FINISHED"]
-    key = ["trial", "benchmark", "context", "scale_rule"]
-    found = questions.merge(finished[[*key, "variant", "seed", "context_size"]], on=key)
-    return found.drop_duplicates([*key, "id"], keep="last").reset_index(drop=True)
-
-
-def search_table(files: dict[str, Path], trials: pd.DataFrame) -> pd.DataFrame:
-    """The points of each trial's scale search; chosen marks the scale that its test questions were run at."""
-    rows = []
-    for trial in trials.itertuples():
-        file = files[trial.run_id] / "scale_search.json"
-        if file.exists():
-            found = json.loads(file.read_text())
-            for point in found["points"]:
-                chosen = point["scale"] == found["chosen"]
-                rows.append({**point, "chosen": chosen, "objective": found["objective"], "trial": trial.trial})
-    columns = ["scale", "accuracy", "questions", "correct", "state", "per_kind", "chosen", "objective", "trial"]
-    points = pd.DataFrame(rows, columns=columns)
-    return points.merge(trials[["trial", "variant", "seed", "run_id"]], on="trial")
-
-
-def curve_table(client: MlflowClient, trials: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        (trial.trial, trial.variant, trial.seed, key, metric.step, metric.value)
-        for trial in trials.itertuples()
-        for key in CURVES
-        for metric in client.get_metric_history(trial.run_id, key)
-    ]
-    curves = pd.DataFrame(rows, columns=["trial", "variant", "seed", "metric", "step", "value"])
-    return curves.sort_values(["metric", "trial", "step"]).reset_index(drop=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import isnan, nan
 from typing import Any
 
@@ -13,7 +14,7 @@ from reports.ablation import AXES, axis_effects
 from reports.figures import Look
 from reports.results import StudyResults
 from reports.statistics import contrast, mean_estimates
-from reports.tables import RULE_TITLES, label_of, mark_of, percent, points
+from reports.tables import RULE_TITLES, baseline_label, label_of, long_label, mark_of, percent, points, title_of
 from reports.verdicts import BEYOND, ask, headline_rule, joined_contexts, questions_under
 
 
@@ -27,60 +28,66 @@ class Figure:
 
 
 def page_looks(results: StudyResults) -> dict[str, Look]:
-    return figures.looks(results.variants, results.baseline)
+    """One look per variant, the same at every setting."""
+    own = {entry["name"]: entry["variant"] for entry in results.record["variants"]}
+    by_variant = figures.looks(list(dict.fromkeys(own.values())), results.baseline)
+    return {name: by_variant[variant] for name, variant in own.items()}
 
 
 def legend(results: StudyResults, place: str) -> list[tuple[Markup, str]]:
     """Line and label of every variant; place keeps the ids of one legend apart from those of another on the page."""
     looks = page_looks(results)
-    return [
-        (Markup(figures.swatch(f"{place}-{name}", looks[name])), label_of(results, name)) for name in results.variants
-    ]
-
-
-def benchmark_title(results: StudyResults, benchmark: str) -> str:
-    return str(results.record["benchmarks"][benchmark]["title"])
+    first = {label_of(results, name): name for name in reversed(results.variants)}
+    labels = dict.fromkeys(label_of(results, name) for name in results.variants)
+    return [(Markup(figures.swatch(f"{place}-{label}", looks[first[label]])), label) for label in labels]
 
 
 def accuracy_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: str) -> list[Figure]:
-    """All variants in one panel per benchmark, the band for the baseline alone."""
+    """All variants in one panel per benchmark and setting, the band for the baseline alone."""
     found = []
-    for benchmark in results.benchmarks:
-        rows = accuracy_rows(results, grid, benchmark, scale_rule)
+    for benchmark, setting in results.places:
+        rows = accuracy_rows(results, grid, benchmark, scale_rule, setting)
         if rows.empty:
             continue
-        ends = rows[rows.context == results.contexts(benchmark)[-1]].sort_values("accuracy", ascending=False)
+        ends = rows[rows.context == results.contexts(benchmark, setting)[-1]].sort_values("accuracy", ascending=False)
         said = ", ".join(f"{label_of(results, row.variant)} {percent(row.accuracy)}" for row in ends.itertuples())
-        title = f"{benchmark_title(results, benchmark)}, {RULE_TITLES.get(scale_rule, scale_rule).lower()}"
+        title = f"{title_of(results, benchmark, setting)}, {RULE_TITLES.get(scale_rule, scale_rule).lower()}"
         alt = f"Accuracy against context length on {title}. At the longest context, per cent: {said}."
-        svg = accuracy_panel(results, benchmark, f"accuracy-{benchmark}-{scale_rule}", alt, rows, {results.baseline})
+        name = "-".join(filter(None, ("accuracy", benchmark, setting, scale_rule)))
+        banded = {variant for variant in rows.variant if results.is_baseline(variant)}
+        svg = accuracy_panel(results, benchmark, name, alt, rows, banded)
         found.append(Figure(Markup(svg), title))
     return found
 
 
-def variant_figures(results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str) -> list[Figure]:
+def variant_figures(
+    results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str, setting: str
+) -> list[Figure]:
     """One panel per variant, beside the baseline, both with their bands."""
-    rows = accuracy_rows(results, grid, benchmark, scale_rule)
+    rows = accuracy_rows(results, grid, benchmark, scale_rule, setting)
     found = []
     for variant in results.variants:
-        if variant == results.baseline or variant not in set(rows.variant):
+        if results.is_baseline(variant) or variant not in set(rows.variant):
             continue
-        pair = {variant, results.baseline}
+        pair = {variant, results.baseline_of(variant)}
         mine = rows[rows.variant == variant].sort_values("size")
         said = ", ".join(
             f"{row.context}: {percent(row.accuracy)} ({percent(row.low)} to {percent(row.high)})"
             for row in mine.itertuples()
         )
         label = label_of(results, variant)
-        alt = f"{label} beside {label_of(results, results.baseline)}. Accuracy of {label} by context, per cent: {said}."
+        alt = f"{label} beside {baseline_label(results)}. Accuracy of {label} by context, per cent: {said}."
         name = f"accuracy-{benchmark}-{scale_rule}-{variant}"
         svg = accuracy_panel(results, benchmark, name, alt, rows[rows.variant.isin(pair)], pair, size=(3.4, 2.5))
         found.append(Figure(Markup(svg), label))
     return found
 
 
-def accuracy_rows(results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str) -> pd.DataFrame:
-    rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule) & (grid.context != BEYOND)]
+def accuracy_rows(
+    results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str, setting: str
+) -> pd.DataFrame:
+    rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule) & (grid.setting == setting)]
+    rows = rows[rows.context != BEYOND]
     sizes = results.cells.drop_duplicates("context").set_index("context").context_size
     return rows.assign(size=rows.context.map(sizes))
 
@@ -102,19 +109,19 @@ def accuracy_panel(
         page_looks(results),
         unit=record["context_unit"],
         chance=record.get("chance"),
-        train_length=record["train_length"],
+        train_length=record.get("train_length"),
         banded=banded,
         size=size,
     )
 
 
 def difference_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: str) -> list[Figure]:
-    """Differences to the baseline beyond the training length, one panel per benchmark."""
+    """Differences to the baseline beyond the training length, one panel per benchmark and setting."""
     looks = page_looks(results)
     found = []
-    for benchmark in results.benchmarks:
+    for benchmark, setting in results.places:
         here = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule) & (grid.context == BEYOND)]
-        here = here[here.difference_value.notna()]
+        here = here[(here.setting == setting) & here.difference_value.notna()]
         if here.empty:
             continue
         rows = [
@@ -126,10 +133,11 @@ def difference_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: st
             for row in here.itertuples()
         ]
         said = "; ".join(f"{row[0]} {points(row[1])} ({points(row[2])} to {points(row[3])})" for row in rows)
-        title = benchmark_title(results, benchmark)
-        alt = f"Difference to {label_of(results, results.baseline)} on {title} in points: {said}."
-        svg = figures.forest(f"difference-{benchmark}-{scale_rule}", alt, rows)
-        found.append(Figure(Markup(svg), f"{title}: difference to {label_of(results, results.baseline)}"))
+        title = title_of(results, benchmark, setting)
+        alt = f"Difference to {baseline_label(results)} on {title} in points: {said}."
+        name = "-".join(filter(None, ("difference", benchmark, setting, scale_rule)))
+        svg = figures.forest(name, alt, rows)
+        found.append(Figure(Markup(svg), f"{title}: difference to {baseline_label(results)}"))
     return found
 
 
@@ -157,7 +165,7 @@ def heat_maps(results: StudyResults, benchmark: str, scale_rule: str) -> list[He
     contexts, depths = results.contexts(benchmark), sorted(set(asked.depth))
     return [
         HeatMap(
-            label_of(results, variant),
+            long_label(results, variant),
             contexts,
             results.record["benchmarks"][benchmark]["context_unit"],
             [
@@ -184,10 +192,10 @@ def search_figures(results: StudyResults) -> list[Figure]:
         chosen = ", ".join(
             f"seed {row.seed}: {row.scale:g}" for row in mine[mine.chosen].sort_values("seed").itertuples()
         )
-        alt = f"Validation accuracy of {label_of(results, variant)} against its temporal scale. Chosen: {chosen}."
+        alt = f"Validation accuracy of {long_label(results, variant)} against its temporal scale. Chosen: {chosen}."
         published = results.variant(variant).get("published_scale")
         svg = figures.scale_response(f"scale-{variant}", alt, mine, looks[variant], published)
-        found.append(Figure(Markup(svg), label_of(results, variant), f"chosen: {chosen}"))
+        found.append(Figure(Markup(svg), long_label(results, variant), f"chosen: {chosen}"))
     return found
 
 
@@ -208,57 +216,34 @@ def search_boundaries(results: StudyResults) -> str:
 def training_figures(results: StudyResults) -> list[Figure]:
     wanted = (("train/loss", "training loss"), ("train/accuracy", "training accuracy"))
     found = []
-    for metric, title in wanted:
-        curves = results.curves[results.curves.metric == metric]
+    for (metric, what), setting in product(wanted, results.settings):
+        curves = results.curves[(results.curves.metric == metric) & (results.curves.setting == setting)]
         if curves.empty:
             continue
+        title = " · ".join(filter(None, (what, setting)))
         last = curves[curves.step == curves.step.max()].groupby("variant").value.mean()
         said = ", ".join(f"{label_of(results, name)} {last[name]:.3g}" for name in results.variants if name in last)
         alt = f"{title.capitalize()} against step. At the last step: {said}."
-        svg = figures.training_curve(f"curve-{metric}", alt, curves, page_looks(results), title)
+        svg = figures.training_curve(f"curve-{title}", alt, curves, page_looks(results), what)
         found.append(Figure(Markup(svg), title))
     return found
-
-
-def slot_figure(results: StudyResults) -> Figure | None:
-    rows = []
-    for variant in results.record["variants"]:
-        slots = variant.get("slot_axes") or []
-        label = label_of(results, variant["name"])
-        if slots and isinstance(slots[0], list):
-            rows += [(f"{label}, head {head}", axes) for head, axes in enumerate(slots)]
-        elif slots:
-            rows.append((label, slots))
-    if not rows:
-        return None
-    names = {0: "t", 1: "h", 2: "w", -1: "unrotated"}
-    said = "; ".join(
-        f"{label}: " + ", ".join(f"{slots.count(axis)} {name}" for axis, name in names.items() if axis in slots)
-        for label, slots in rows
-    )
-    svg = figures.slot_map("slots", f"Which axis each rotary slot follows. {said}.", rows)
-    return Figure(
-        Markup(svg),
-        "Which axis each rotary slot follows",
-        "orange: time, blue: rows, green: columns, outlined: not rotated",
-    )
 
 
 def kind_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
     """Accuracy beyond the training length by kind of question, at the headline scale rule."""
     rule = headline_rule(results)
-    for benchmark in results.benchmarks:
-        asked = questions_under(results, benchmark, rule)
+    for benchmark, setting in results.places:
+        asked = questions_under(results, benchmark, rule, setting)
         kinds = sorted(asked.kind.dropna().unique())
         if len(kinds) < 2:
             continue
         cells: dict[str, dict[str, dict[str, str]]] = {}
         for kind in kinds:
-            column = ask(results, asked[asked.kind == kind], joined_contexts(results, benchmark))
+            column = ask(results, asked[asked.kind == kind], joined_contexts(results, benchmark, setting))
             for variant, mean in zip(column.variants, mean_estimates(column.column), strict=True):
-                shift = ""
-                if variant != results.baseline and results.baseline in column.variants:
-                    found = contrast(column.column, column.weights(**{variant: 1.0, results.baseline: -1.0}))
+                shift, baseline = "", results.baseline_of(variant)
+                if variant != baseline and baseline in column.variants:
+                    found = contrast(column.column, column.weights({variant: 1.0, baseline: -1.0}))
                     if not isnan(found.value):
                         shift = f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
                 text = {
@@ -272,28 +257,28 @@ def kind_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
             for name in results.variants
             if name in cells
         ]
-        yield {"title": benchmark_title(results, benchmark), "kinds": kinds, "rows": rows}
+        yield {"title": title_of(results, benchmark, setting), "kinds": kinds, "rows": rows}
 
 
 def effect_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
     """One table per benchmark: an effect a row, the scale rules side by side."""
     for benchmark in results.benchmarks:
-        rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
         for scale_rule in results.scale_rules:
             for effect in axis_effects(results, benchmark, scale_rule):
                 pairs = "; ".join(
-                    f"{label_of(results, one)} → {label_of(results, other)}" for one, other in effect.pairs
+                    f"{long_label(results, one)} → {long_label(results, other)}" for one, other in effect.pairs
                 )
                 row = {
-                    "axis": AXES[effect.axis],
+                    "axis": AXES.get(effect.axis, effect.axis),
                     "change": f"{effect.before} → {effect.after}",
                     "pairs": pairs,
                     "rules": {},
                 }
-                found = rows.setdefault((effect.axis, effect.before, effect.after), row)
+                found = rows.setdefault((effect.axis, effect.before, effect.after, *effect.settings), row)
                 difference = effect.difference
                 if not isnan(difference.value):
                     interval = f"{points(difference.low)} to {points(difference.high)}"
                     found["rules"][scale_rule] = {"difference": points(difference.value), "interval": interval}
         if rows:
-            yield {"title": benchmark_title(results, benchmark), "rows": list(rows.values())}
+            yield {"title": title_of(results, benchmark), "rows": list(rows.values())}

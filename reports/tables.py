@@ -1,5 +1,6 @@
 """Tables of a report: cells made once, then LaTeX and plain text. HTML and Markdown templates walk the same cells."""
 
+import re
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -28,7 +29,10 @@ ALONE_MARKS = {"better": "△", "worse": "▽"}
 
 @dataclass(frozen=True)
 class TableCell:
-    """Numbers are in per cent (accuracy) or points (difference), as text; empty text means no such number."""
+    """Numbers are in per cent (accuracy) or points (difference), as text; empty text means no such number.
+
+    incomplete: how many of its questions ended in an error, in words; empty if none did.
+    """
 
     accuracy: str
     interval: str
@@ -38,6 +42,7 @@ class TableCell:
     verdict: str
     note: str
     fewer_seeds: str
+    incomplete: str
     best: bool
     anchor: str
 
@@ -53,9 +58,10 @@ class TableRow:
 
 @dataclass(frozen=True)
 class AccuracyTable:
-    """One benchmark at one scale rule: variants down, contexts across, the joined contexts last."""
+    """One benchmark and setting at one scale rule: variants down, contexts across, the joined contexts last."""
 
     benchmark: str
+    setting: str
     title: str
     scale_rule: str
     rule_title: str
@@ -79,36 +85,66 @@ def scale_text(values: pd.Series) -> str:
 
 
 def label_of(results: StudyResults, variant: str) -> str:
+    """A variant's label beside others of its setting."""
+    entry = results.variant(variant)
+    return str(entry["variant"] if entry["setting"] else entry.get("label") or variant)
+
+
+def long_label(results: StudyResults, variant: str) -> str:
+    """A variant's label with its setting, where the study has axes."""
     return str(results.variant(variant).get("label") or variant)
 
 
-def accuracy_tables(results: StudyResults, grid: pd.DataFrame) -> list[AccuracyTable]:
+def baseline_label(results: StudyResults) -> str:
+    """The baseline as one name, also where every setting has its own."""
+    return next((label_of(results, name) for name in results.variants if results.is_baseline(name)), results.baseline)
+
+
+def accuracy_tables(results: StudyResults, grid: pd.DataFrame, scale_rules: list[str]) -> list[AccuracyTable]:
     return [
-        accuracy_table(results, grid, benchmark, scale_rule)
-        for benchmark in results.benchmarks
-        for scale_rule in results.scale_rules
+        accuracy_table(results, grid, benchmark, scale_rule, setting)
+        for benchmark, setting in results.places
+        for scale_rule in scale_rules
+        if results.contexts(benchmark, setting)
     ]
 
 
-def accuracy_table(results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str) -> AccuracyTable:
-    rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule)]
+def title_of(results: StudyResults, benchmark: str, setting: str = "") -> str:
+    """A benchmark's title, with the setting where the study has axes."""
+    return " · ".join(filter(None, (str(results.record["benchmarks"][benchmark]["title"]), setting)))
+
+
+def accuracy_table(
+    results: StudyResults, grid: pd.DataFrame, benchmark: str, scale_rule: str, setting: str = ""
+) -> AccuracyTable:
+    rows = grid[(grid.benchmark == benchmark) & (grid.scale_rule == scale_rule) & (grid.setting == setting)]
     record = results.record["benchmarks"][benchmark]
-    contexts = results.contexts(benchmark)
+    contexts = results.contexts(benchmark, setting)
+    title = title_of(results, benchmark, setting)
     by_place = {(row.variant, row.context): row for row in rows.itertuples()}
     best = rows.groupby("context").accuracy.max().to_dict()
     heads = [
-        (f"{results.multiple(benchmark, context):g}×", f"{context} {record['context_unit']}") for context in contexts
+        (f"{multiple:g}×", f"{context} {record['context_unit']}")
+        if (multiple := results.multiple(benchmark, context)) == multiple
+        else (context, record["context_unit"])
+        for context in contexts
     ]
-    heads.append(("beyond 1×" if len(joined_contexts(results, benchmark)) < len(contexts) else "all", "mean"))
+    beyond = len(joined_contexts(results, benchmark, setting)) < len(contexts)
+    heads.append(("beyond 1×" if beyond else "all", "mean"))
     variants = [name for name in results.variants if any(cell[0] == name for cell in by_place)]
     table_rows = [
         TableRow(
             variant,
             label_of(results, variant),
-            variant == results.baseline,
+            results.is_baseline(variant),
             scales_of(results, benchmark, scale_rule, variant),
             [
-                table_cell(by_place.get((variant, context)), best, int(rows.seeds.max()))
+                table_cell(
+                    by_place.get((variant, context)),
+                    best,
+                    int(rows.seeds.max()),
+                    f"cells-{anchor(benchmark)}-{anchor(variant)}",
+                )
                 for context in [*contexts, BEYOND]
             ],
         )
@@ -116,12 +152,13 @@ def accuracy_table(results: StudyResults, grid: pd.DataFrame, benchmark: str, sc
     ]
     return AccuracyTable(
         benchmark,
-        record["title"],
+        setting,
+        title,
         scale_rule,
         RULE_TITLES.get(scale_rule, scale_rule),
         heads,
         table_rows,
-        caption(results, rows, record["title"]),
+        caption(results, rows, title),
     )
 
 
@@ -141,7 +178,7 @@ def caption(results: StudyResults, rows: pd.DataFrame, title: str) -> str:
     videos = sorted(set(single.videos))
     return (
         f"{title}: accuracy in per cent with its 95 % interval over questions, videos and seeds, and below it the "
-        f"difference to {label_of(results, results.baseline)} in points. {spread(questions)} questions on "
+        f"difference to {baseline_label(results)} in points. {spread(questions)} questions on "
         f"{spread(videos)} videos a cell and seed; {spread(seeds)} {'seed' if seeds == [1] else 'seeds'}."
     )
 
@@ -150,7 +187,12 @@ def spread(values: list[int]) -> str:
     return "no" if not values else str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def table_cell(row: Any, best: dict[str, float], most_seeds: int) -> TableCell | None:
+def anchor(text: str) -> str:
+    """Text as a part of an element's id, which has no spaces."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def table_cell(row: Any, best: dict[str, float], most_seeds: int, leads_to: str) -> TableCell | None:
     if row is None:
         return None
     note = ""
@@ -174,7 +216,8 @@ def table_cell(row: Any, best: dict[str, float], most_seeds: int) -> TableCell |
         note=note,
         fewer_seeds=f"{row.seeds} of {most_seeds} seeds" if row.seeds < most_seeds else "",
         best=row.accuracy == best[row.context],
-        anchor=f"cells-{row.benchmark}-{row.variant}",
+        incomplete=f"{row.errors} of {row.answers} unanswered" if row.errors else "",
+        anchor=leads_to,
     )
 
 
@@ -256,8 +299,7 @@ def summary_table(results: StudyResults, grid: pd.DataFrame | None = None) -> st
     rule = headline_rule(results)
     grid = judge(results) if grid is None else grid
     blocks = []
-    for benchmark in results.benchmarks:
-        table = accuracy_table(results, grid, benchmark, rule)
+    for table in accuracy_tables(results, grid, [rule]):
         rows = [["variant", "scale", *(f"{first} ({second})" for first, second in table.heads)]]
         for row in table.rows:
             name = f"{row.variant} (baseline)" if row.baseline else row.variant
@@ -276,4 +318,4 @@ def plain_cell(cell: TableCell | None) -> str:
     if cell is None:
         return "-"
     shift = f" {cell.difference} {cell.mark}" if cell.difference else ""
-    return f"{cell.accuracy} [{cell.interval}]{shift}"
+    return f"{cell.accuracy} [{cell.interval}]{shift}{f' ({cell.incomplete})' if cell.incomplete else ''}"

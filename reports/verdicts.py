@@ -18,24 +18,31 @@ BEYOND = "beyond"
 
 @dataclass(frozen=True)
 class Asked:
-    """One column's answers with the names of its axes. left_out counts questions that not every trial answered."""
+    """One column's answers with the names of its axes.
+
+    left_out counts questions that not every trial answered; errors, by variant, answers that are missing for an error
+    and count as wrong.
+    """
 
     column: Column
     variants: list[str]
     seeds: list[int]
     left_out: int
+    errors: dict[str, int]
 
-    def weights(self, **by_variant: float) -> list[float]:
+    def weights(self, by_variant: dict[str, float]) -> list[float]:
         return [by_variant.get(variant, 0.0) for variant in self.variants]
 
 
-def questions_under(results: StudyResults, benchmark: str, scale_rule: str) -> pd.DataFrame:
-    """Questions of one benchmark at one scale rule.
+def questions_under(results: StudyResults, benchmark: str, scale_rule: str, setting: str | None = None) -> pd.DataFrame:
+    """Questions of one benchmark at one scale rule, at one setting of the study's axes or (None) at all.
 
     Variants without a scale answer alike under every rule: they bring their published cells, so that one comparison is
     not made twice.
     """
     asked = results.questions[results.questions.benchmark == benchmark]
+    if setting is not None:
+        asked = asked[asked.setting == setting]
     of_rule = asked.scale_rule == scale_rule
     if DEFAULT_RULE not in results.scale_rules:
         return asked[of_rule]
@@ -45,9 +52,9 @@ def questions_under(results: StudyResults, benchmark: str, scale_rule: str) -> p
     ]
 
 
-def joined_contexts(results: StudyResults, benchmark: str) -> list[str]:
-    """The contexts longer than the training length; all of them when none is."""
-    contexts = results.contexts(benchmark)
+def joined_contexts(results: StudyResults, benchmark: str, setting: str | None = None) -> list[str]:
+    """The contexts longer than the training length; all of them when none is, or there is no such length."""
+    contexts = results.contexts(benchmark, setting)
     return [context for context in contexts if results.multiple(benchmark, context) > 1] or contexts
 
 
@@ -71,21 +78,23 @@ def ask(results: StudyResults, questions: pd.DataFrame, contexts: list[str]) -> 
         correct[variants.index(variant), seeds.index(seed)] = row
     video_of = here.drop_duplicates(["context", "id"]).set_index(["context", "id"]).video
     videos = video_of.loc[complete.columns].to_numpy(dtype=object)
-    return Asked(Column(correct, videos), variants, seeds, answers.shape[1] - complete.shape[1])
+    errors = here[here.error.notna()].groupby("variant").size().to_dict()
+    return Asked(Column(correct, videos), variants, seeds, answers.shape[1] - complete.shape[1], errors)
 
 
 def judge(results: StudyResults) -> pd.DataFrame:
     """Accuracy with interval, difference to the baseline and verdict for every table cell of the study.
 
-    Holm's correction runs over every comparison of the report at once: benchmarks, scale rules, contexts and variants.
+    Every setting of the study's axes has columns of its own, with its own baseline. Holm's correction runs over every
+    comparison of the report at once: benchmarks, settings, scale rules, contexts and variants.
     Rows that repeat another rule's comparison (neither the variant nor the baseline has a scale) count once.
     """
     rows: list[dict[str, Any]] = []
-    for benchmark in results.benchmarks:
-        columns = {context: [context] for context in results.contexts(benchmark)}
-        columns[BEYOND] = joined_contexts(results, benchmark)
+    for benchmark, setting in results.places:
+        columns = {context: [context] for context in results.contexts(benchmark, setting)}
+        columns[BEYOND] = joined_contexts(results, benchmark, setting)
         for scale_rule in results.scale_rules:
-            questions = questions_under(results, benchmark, scale_rule)
+            questions = questions_under(results, benchmark, scale_rule, setting)
             for context, contexts in columns.items():
                 asked = ask(results, questions, contexts)
                 if asked.variants:
@@ -99,12 +108,13 @@ def judge_column(
     scalable = {variant["name"]: variant["scalable"] for variant in results.record["variants"]}
     rows = []
     for variant, mean in zip(asked.variants, mean_estimates(asked.column), strict=True):
-        difference = None
-        if variant != results.baseline and results.baseline in asked.variants:
-            difference = contrast(asked.column, asked.weights(**{variant: 1.0, results.baseline: -1.0}))
+        difference, baseline = None, results.baseline_of(variant)
+        if variant != baseline and baseline in asked.variants:
+            difference = contrast(asked.column, asked.weights({variant: 1.0, baseline: -1.0}))
         rows.append(
             {
                 "benchmark": benchmark,
+                "setting": results.variant(variant)["setting"],
                 "scale_rule": scale_rule,
                 "context": context,
                 "variant": variant,
@@ -115,9 +125,11 @@ def judge_column(
                 "questions": len(asked.column.videos),
                 "videos": asked.column.num_videos,
                 "left_out": asked.left_out,
+                "answers": len(asked.column.videos) * mean.num_seeds,
+                "errors": asked.errors.get(variant, 0),
                 "repeats": scale_rule != DEFAULT_RULE
                 and not scalable[variant]
-                and not scalable[results.baseline]
+                and not scalable.get(baseline, True)
                 and DEFAULT_RULE in results.scale_rules,
                 **difference_fields(difference),
             }

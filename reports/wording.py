@@ -3,7 +3,7 @@
 import pandas as pd
 
 from reports.results import StudyResults
-from reports.tables import RULE_PHRASES, label_of, points
+from reports.tables import RULE_PHRASES, baseline_label, label_of, points
 from reports.verdicts import BEYOND, headline_rule, joined_contexts
 
 
@@ -15,13 +15,13 @@ def listing(words: list[str]) -> str:
 def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
     """What the study says, in a sentence per benchmark (one for all, when they agree)."""
     rule = headline_rule(results)
-    rows = grid[(grid.scale_rule == rule) & (grid.context == BEYOND) & (grid.variant != results.baseline)]
-    baseline = label_of(results, results.baseline)
+    rows = grid[(grid.scale_rule == rule) & (grid.context == BEYOND) & ~grid.variant.map(results.is_baseline)]
+    baseline = baseline_label(results)
     if rows.empty or rows.verdict.eq("").all():
         return f"No finished cell can be compared with {baseline} yet."
     where: dict[str, list[str]] = {}
     for benchmark, here in rows.groupby("benchmark", sort=False):
-        said = said_of(results, here, baseline)
+        said = (said_over_settings if len(results.settings) > 1 else said_of)(results, here, baseline)
         where.setdefault(said, []).append(results.record["benchmarks"][benchmark]["title"])
     sentences = [f"on {listing(titles)}, {said}." for said, titles in where.items()]
     opening = f"{length_phrase(results)}, with each variant {RULE_PHRASES.get(rule, f'under the scale rule {rule}')}"
@@ -30,8 +30,19 @@ def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
     )
 
 
+def said_over_settings(results: StudyResults, rows: pd.DataFrame, baseline: str) -> str:
+    """How many of a study's settings find each variant better, and worse."""
+    compared = rows[rows.verdict != ""]
+    parts = []
+    for label, found in compared.groupby(compared.variant.map(lambda name: label_of(results, name)), sort=False):
+        counts = [f"{kind} in {number}" for kind in ("better", "worse") if (number := (found.verdict == kind).sum())]
+        said = listing(counts) if counts else "neither better nor worse for certain in any"
+        parts.append(f"{label} is {said} of {len(found)} settings")
+    return f"compared with {baseline}, {'; '.join(parts)}"
+
+
 def length_phrase(results: StudyResults) -> str:
-    whole = all(joined_contexts(results, name) == results.contexts(name) for name in results.benchmarks)
+    whole = all(joined_contexts(results, *place) == results.contexts(*place) for place in results.places)
     return "over all contexts" if whole else "beyond the training length"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.measure import Row
 from tests.reports.bulk import write_study_in_bulk
-from tests.reports.factory import Design, Variant
+from tests.reports.design import Design, Variant
 
 WORK = """
 import sys

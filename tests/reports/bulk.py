@@ -6,7 +6,8 @@ from uuid import UUID
 
 import numpy as np
 
-from tests.reports.factory import Design, open_store, simulate
+from tests.reports.design import Design
+from tests.reports.factory import open_store, simulate
 
 
 def write_study_in_bulk(root: Path, design: Design) -> str:

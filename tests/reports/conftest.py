@@ -8,7 +8,8 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from reports.results import StudyResults, load_study
-from tests.reports.factory import QUICKSTART, Design, write_study
+from tests.reports.design import QUICKSTART, Design
+from tests.reports.factory import write_study
 
 EVIL = "<script>alert('x')</script>"
 STUDY = Design(
@@ -18,6 +19,8 @@ STUDY = Design(
     failed=frozenset({("hope", 1, "v_niah", 64, "equal")}),
     error=f"RuntimeError: {EVIL} | broken",
     answer=EVIL,
+    unanswered=frozenset({("videorope", 64)}),
+    quarantine=({"record": f"clip7 {EVIL}", "line": 12, "reason": f"no video stream {EVIL}"},),
 )
 
 

@@ -10,74 +10,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-STARTED_MS = 1_760_000_000_000
-TRAIN_LENGTH = 16
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-KINDS = ("retrieval", "order")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One simulated variant; effect is its gain over the baseline at the longest context, in accuracy."""
-
-    name: str
-    positions: str = "diagonal"
-    frequencies: str = "temporal_low"
-    scaling: str = "none"
-    published_scale: float | None = None
-    effect: float = 0.0
-
-    @property
-    def scalable(self) -> bool:
-        return self.published_scale is not None
-
-    def record(self) -> dict[str, Any]:
-        axes = {"contiguous": [0] * 8 + [1] * 12 + [2] * 12, "temporal_zero": [1, 2] * 12 + [-1] * 8}
-        return {
-            "name": self.name,
-            "label": self.name.replace("_", "-"),
-            "positions": self.positions,
-            "frequencies": self.frequencies,
-            "scaling": self.scaling,
-            "published_scale": self.published_scale,
-            "scalable": self.scalable,
-            "slot_axes": axes.get(self.frequencies, [1, 2] * 12 + [0] * 8),
-        }
-
-
-QUICKSTART = (
-    Variant("vanilla", "sequential", "one_axis", "none", effect=-0.05),
-    Variant("m_rope", "corner", "contiguous", "none"),
-    Variant("videorope", "diagonal", "temporal_low", "fixed 2.0", 2.0, effect=0.1),
-    Variant("hope", "diagonal", "temporal_zero", "dynamic", 1.0, effect=0.3),
-    Variant("low_dynamic", "diagonal", "temporal_low", "dynamic", 1.0, effect=0.3),
-    Variant("zero_fixed2", "diagonal", "temporal_zero", "fixed 2.0", 2.0, effect=0.1),
-)
-PAIR = (QUICKSTART[1], QUICKSTART[3])
-
-
-@dataclass(frozen=True)
-class Design:
-    """What to simulate. failed holds (variant, seed, benchmark, context, scale rule) of cells that fail."""
-
-    name: str = "simulated"
-    question: str = "Does zeroing the temporal frequencies help on long video?"
-    variants: tuple[Variant, ...] = PAIR
-    baseline: str = "m_rope"
-    seeds: tuple[int, ...] = (0, 1)
-    benchmarks: tuple[str, ...] = ("v_niah",)
-    contexts: tuple[int, ...] = (16, 64)
-    scale_rules: tuple[str, ...] = ("published", "searched")
-    videos: int = 4
-    questions: int = 20
-    seed_sd: float = 0.02
-    steps: int = 20
-    rng_seed: int = 0
-    failed: frozenset[tuple[str, int, str, int, str]] = frozenset()
-    cell_tags: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
-    answer: str = "7"
-    error: str = "ValueError: no frame could be decoded"
-    started_ms: int = STARTED_MS
+from tests.reports.design import DEPTHS, KINDS, TRAIN_LENGTH, Design, Variant
 
 
 @dataclass
@@ -144,16 +77,16 @@ def simulate(design: Design) -> list[Run]:
     of_video = np.arange(design.questions) % design.videos
     difficulty = {
         column: rng.normal(0, 0.05, design.videos)[of_video] + rng.normal(0, 0.1, design.questions)
-        for column in product(design.benchmarks, design.contexts)
+        for column in design.columns
     }
     runs = [study_run(design)]
-    for variant, seed in product(design.variants, design.seeds):
-        runs += trial_runs(design, variant, seed, difficulty, rng, place=len(runs))
+    for setting, variant, seed in product(design.settings, design.variants, design.seeds):
+        runs += trial_runs(design, setting, variant, seed, difficulty, rng, place=len(runs))
     return runs
 
 
 def study_run(design: Design) -> Run:
-    cells = len(design.variants) * len(design.seeds) * len(design.benchmarks) * len(design.contexts)
+    cells = len(design.variants) * len(design.seeds) * len(design.columns) * len(design.settings)
     benchmark = {
         "context_unit": "frames",
         "train_length": TRAIN_LENGTH,
@@ -168,9 +101,14 @@ def study_run(design: Design) -> Run:
         "question": design.question,
         "baseline": design.baseline,
         "description": "Simulated for the tests.",
-        "variants": [variant.record() for variant in design.variants],
+        "variants": [
+            variant.record(design.baseline, setting) for setting, variant in product(design.settings, design.variants)
+        ],
         "seeds": list(design.seeds),
-        "benchmarks": {name: {"title": name.replace("_", "-").upper(), **benchmark} for name in design.benchmarks},
+        "benchmarks": {
+            name: {"title": name.replace("_", "-").upper(), **benchmark, **design.record_of.get(name, {})}
+            for name in design.benchmarks
+        },
         "scale_rules": list(design.scale_rules),
         "contexts": list(design.contexts),
         "data": {"train_videos": 24, "test_videos": design.videos, "quarantined": 0},
@@ -184,11 +122,16 @@ def study_run(design: Design) -> Run:
         "expected_cells": str(cells * len(design.scale_rules)),
     }
     files = {"study.json": json.dumps(study), "config.yaml": f"study: {design.name}\nseeds: {list(design.seeds)}\n"}
-    return Run(design.name, tags, files=files)
+    metrics: list[tuple[str, float, int]] = []
+    if design.quarantine is not None:
+        metrics = [("data/quarantined", len(design.quarantine), 0), ("data/records", 100, 0)]
+        files["data/quarantine.json"] = json.dumps(design.quarantine)
+    return Run(design.name, tags, metrics=metrics, files=files)
 
 
 def trial_runs(
     design: Design,
+    setting: str,
     variant: Variant,
     seed: int,
     difficulty: dict[tuple[str, int], np.ndarray],
@@ -196,10 +139,11 @@ def trial_runs(
     place: int,
 ) -> list[Run]:
     """A trial and its cells. Variants without a scale give the same answers under every rule."""
-    trial_id = f"{variant.name}-s{seed}"
+    trial_id = f"{variant.name}{f'[{setting}]' if setting else ''}-s{seed}"
     shared = {
         "study": design.name,
         "variant": variant.name,
+        **({"setting": setting} if setting else {}),
         "layout": variant.positions,
         "allocation": variant.frequencies,
         "scaling": variant.scaling,
@@ -211,11 +155,11 @@ def trial_runs(
     curve = [("train/loss", 2.3 * np.exp(-step / 8) + 0.02, step) for step in steps]
     curve += [("train/accuracy", 1 - 0.9 * np.exp(-step / 8), step) for step in steps]
     trial = Run(
-        f"{variant.name} seed {seed}",
+        f"{variant.name}{f' [{setting}]' if setting else ''} seed {seed}",
         {"kind": "trial", "model": "tiny", "recipe": "tiny_cpu", **shared},
         parent=0,
         params={"recipe.lr": "0.001", "recipe.steps": str(design.steps)},
-        metrics=[*curve, ("duration_s", 16.5, 0), ("cached", float(seed == 1), 0)],
+        metrics=[*curve, ("duration_s", 16.5, 0), ("gpu_hours", 0.25, 0), ("cached", float(seed == 1), 0)],
     )
     draws = {column: rng.random(design.questions) for column in difficulty}
     cells = []
@@ -224,9 +168,10 @@ def trial_runs(
             {"published": variant.published_scale, "equal": 1.0, "searched": 0.5}[rule] if variant.scalable else None
         )
         lines: list[str] = []
-        for context in design.contexts:
-            reach = design.contexts.index(context) / max(1, len(design.contexts) - 1)
-            gain = 0.1 if rule == "searched" and variant.scalable else 0.0
+        contexts = [context for name, context in design.columns if name == benchmark]
+        for context in contexts:
+            reach = contexts.index(context) / max(1, len(contexts) - 1)
+            gain = (0.1 if rule == "searched" and variant.scalable else 0.0) + 0.05 * design.settings.index(setting)
             chance = 0.9 - 0.6 * reach + (variant.effect + gain) * reach + luck * reach + difficulty[benchmark, context]
             correct = draws[benchmark, context] < chance
             cell_run, asked = cell(design, shared, (benchmark, context, rule), scale, correct)
@@ -243,6 +188,8 @@ def cell(
 ) -> tuple[Run, list[str]]:
     """One cell and its question lines; a failed cell stops after a third of them."""
     benchmark, context, rule = key
+    unanswered = 3 * ((shared["variant"], context) in design.unanswered)
+    correct[:unanswered] = False
     failed = (shared["variant"], int(shared["seed"]), *key) in design.failed
     correct = correct[: len(correct) // 3] if failed else correct
     kinds = [KINDS[place % len(KINDS)] for place in range(len(correct))]
@@ -259,7 +206,12 @@ def cell(
         "fingerprint": f"f-{shared['trial']}-{benchmark}-{context}-{rule}",
         **design.cell_tags.get((shared["variant"], context), {}),
     }
-    metrics = [("questions", float(len(correct)), 0), ("errors", 0.0, 0), ("unparsed", 0.0, 0), ("duration_s", 1.5, 0)]
+    metrics = [
+        ("questions", float(len(correct)), 0),
+        ("errors", float(unanswered), 0),
+        ("unparsed", 0.0, 0),
+        ("duration_s", 1.5, 0),
+    ]
     if failed:
         tags["error"] = design.error
     else:
@@ -281,7 +233,7 @@ def cell(
                 "answer": design.answer,
                 "correct": bool(right),
                 "scale": scale,
-                "error": None,
+                "error": design.error if place < unanswered else None,
                 "seed": int(shared["seed"]),
                 "variant": shared["variant"],
             }

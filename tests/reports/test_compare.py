@@ -64,10 +64,11 @@ def test_a_report_has_not_changed_since_itself(results: StudyResults) -> None:
 
 
 def test_an_axis_is_judged_by_pairs_that_differ_in_it_alone(results: StudyResults) -> None:
-    assert matched_pairs(results, "frequencies") == {
+    entries = results.record["variants"]
+    assert matched_pairs(entries, "frequencies") == {
         ("temporal_low", "temporal_zero"): [("videorope", "zero_fixed2"), ("low_dynamic", "hope")]
     }
-    assert matched_pairs(results, "positions") == {}
+    assert matched_pairs(entries, "positions") == {}
     means = judge(results).query("scale_rule == 'published'").set_index(["context", "variant"]).accuracy[BEYOND]
     expected = (means["zero_fixed2"] - means["videorope"] + means["hope"] - means["low_dynamic"]) / 2
     effect = next(found for found in axis_effects(results, "v_niah", "published") if found.axis == "frequencies")

@@ -1,13 +1,15 @@
 """A report is complete, stands alone, repeats, and never runs what the data says."""
 
+import copy
 import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
-import pandas as pd
 import pytest
 
 from reports.figures import inline
@@ -16,7 +18,8 @@ from reports.results import StudyResults, load_study
 from reports.tables import summary_table
 from reports.verdicts import judge
 from tests.reports.conftest import EVIL, STUDY
-from tests.reports.factory import PAIR, Design, write_study
+from tests.reports.design import PAIR, Design
+from tests.reports.factory import write_study
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,10 @@ class Page(HTMLParser):
 
 def test_the_same_study_reported_twice_gives_the_same_bytes(store: str, files: ReportFiles, tmp_path: Path) -> None:
     again = write_report(load_study(store, STUDY.name), tmp_path)
-    for name, file in files.__dict__.items():
-        assert getattr(again, name).read_bytes() == file.read_bytes(), name
+    written = [path.relative_to(files.html.parent) for path in files.html.parent.rglob("*") if path.is_file()]
+    assert len(written) > 15
+    for name in written:
+        assert (again.html.parent / name).read_bytes() == (files.html.parent / name).read_bytes(), name
 
 
 def test_the_page_asks_nothing_of_the_network_and_runs_no_script(html: str) -> None:
@@ -142,19 +147,67 @@ def test_published_numbers_stand_only_beside_the_same_benchmark_and_context(
     assert "22.22" not in page
 
 
-def test_changes_since_an_earlier_report_are_listed_regressions_first(
-    results: StudyResults, files: ReportFiles, tmp_path: Path
+def test_changes_since_the_last_time_are_listed_regressions_first(results: StudyResults, tmp_path: Path) -> None:
+    asked = results.questions
+    here = asked.context == "64"
+    correct = asked.correct.mask(here & (asked.variant == "m_rope"), False).mask(~here, False)
+    record = copy.deepcopy(results.record)
+    record["benchmarks"]["v_niah"]["question_set"] = "000000"
+    earlier = replace(results, run_id="former", questions=asked.assign(correct=correct), record=record)
+    files = write_report(results, tmp_path / "report", earlier=earlier)
+    for text in (files.html.read_text(), files.markdown.read_text().replace("\\", "")):
+        assert text.index("Regression:") < text.index(", cannot tell -> cannot tell")
+        assert "Compared with run former" in text
+        assert "V-NIAH has other questions now (a1b2c3, then 000000)" in text
+
+
+def test_unanswered_questions_and_unusable_data_are_named_with_their_cause(
+    results: StudyResults, html: str, files: ReportFiles
 ) -> None:
-    grid = pd.read_csv(files.verdicts_csv)
-    place = grid.index[grid.verdict == "cannot tell"][0]
-    grid.loc[place, "verdict"] = "better"
-    raised = grid.index[grid.verdict == "cannot tell"][0]
-    grid.loc[raised, "accuracy"] -= 0.2
-    earlier = tmp_path / "verdicts.csv"
-    grid.to_csv(earlier, index=False)
-    page = write_report(results, tmp_path / "report", earlier=earlier).html.read_text()
-    assert page.index("Regression:") < page.index("(+20.0)")
-    assert "Changed since the last report" in page
+    marked = html[html.index('<h2 id="results"') : html.index('<h2 id="contexts"')]
+    assert marked.count("6 of 40 unanswered") == 2 * len(STUDY.scale_rules)
+    assert "18 questions that ended in an error count as wrong" in html
+    assert "6 of 40 unanswered" in summary_table(results)
+    page = Page(html)
+    assert {"Questions without an answer", "Data"} <= set(page.headings)
+    for text in (html, files.markdown.read_text()):
+        assert "no video stream &lt;script&gt;" in text
+        assert "1 of 100 records could not be used" in text
+
+
+def test_figures_are_files_that_stand_alone(files: ReportFiles) -> None:
+    names = [path.name for path in sorted(files.figures.iterdir())]
+    assert [name[3:] for name in names if "preference" in name or "slot" in name] == [
+        "which-axis-each-rotary-slot-follows.svg",
+        "semantic-preference.svg",
+    ]
+    for path in files.figures.iterdir():
+        svg = ElementTree.parse(path).getroot()
+        assert "color:#1b1f24" in svg.attrib["style"]
+
+
+def test_csv_heads_carry_their_units(files: ReportFiles) -> None:
+    cells, verdicts = (file.read_text().splitlines()[0].split(",") for file in (files.cells_csv, files.verdicts_csv))
+    assert {"accuracy [0..1]", "duration_s", "gpu_hours", "started_ms"} <= set(cells)
+    assert {"accuracy [0..1]", "low [0..1]", "difference_value [0..1]", "difference_standard_error [0..1]"} <= set(
+        verdicts
+    )
+
+
+def test_latex_is_balanced_whatever_the_titles_say(results: StudyResults, tmp_path: Path) -> None:
+    record = copy.deepcopy(results.record)
+    record["benchmarks"]["v_niah"]["title"] = r"50 % of {a_b} & $x$ ~ \input{#1} ^"
+    text = write_report(replace(results, record=record), tmp_path / "report").latex.read_text()
+    bare = re.sub(r"\\[\\%&_#${}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    assert not set("#~^%") & set(re.sub(r"\\text\w+\{\}", "", bare))
+    assert sorted(re.findall(r"\\begin\{(\w+)\}", text)) == sorted(re.findall(r"\\end\{(\w+)\}", text))
+    for table in text.split(r"\begin{tabular}")[1:]:
+        body = table[: table.index(r"\bottomrule")]
+        width = len(body[1 : body.index("}")])
+        rows = [row for row in re.split(r"\\\\", body[body.index(r"\toprule") :]) if "&" in row]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {width}
 
 
 def test_the_summary_says_variant_context_accuracy_and_verdict(results: StudyResults) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from reports.results import StudyResults, context_size, load_study, without_password
+from reports.records import context_size
+from reports.results import StudyResults, earlier_study, load_study, without_password
 from tests.reports.conftest import STUDY
-from tests.reports.factory import PAIR, STARTED_MS, Design, tag_cells, write_study
+from tests.reports.design import PAIR, STARTED_MS, Design
+from tests.reports.factory import tag_cells, write_study
 
 
 def tiny(name: str) -> Design:
@@ -46,6 +48,12 @@ def test_every_row_names_its_run(store: str, results: StudyResults) -> None:
     cell = results.cells.iloc[0]
     assert client.get_run(cell.run_id).data.metrics["accuracy"] == cell.accuracy
     assert client.get_run(results.run_id).data.tags["question"] == results.question
+
+
+def test_unusable_data_is_read_where_the_run_records_it(results: StudyResults) -> None:
+    assert results.quarantine is not None
+    assert (results.quarantine.quarantined, results.quarantine.records) == (1, 100)
+    assert results.quarantine.rows[0]["line"] == 12
 
 
 def test_contexts_are_ordered_by_size_not_by_spelling() -> None:
@@ -95,6 +103,10 @@ def test_the_newest_study_run_counts_unless_another_is_named(root: Path) -> None
     assert len(second.cells) == len(first.cells)
     again = load_study(uri, "twice", run_id=first.run_id)
     assert list(again.cells.run_id) == list(first.cells.run_id)
+    assert earlier_study(uri, first) is None
+    former = earlier_study(uri, second)
+    assert former is not None
+    assert former.run_id == first.run_id
     with pytest.raises(ValueError, match="no study run abc"):
         load_study(uri, "twice", run_id="abc")
 

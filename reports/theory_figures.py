@@ -1,0 +1,60 @@
+"""What is known of the study's variants before any training: their rotary slots and their semantic preference."""
+
+from markupsafe import Markup
+
+from reports import figures
+from reports.results import StudyResults
+from reports.sections import Figure, page_looks
+from reports.tables import label_of
+
+
+def slot_figure(results: StudyResults) -> Figure | None:
+    rows: list[tuple[str, list[int]]] = []
+    for variant in results.record["variants"]:
+        slots = variant.get("slot_axes") or []
+        label = label_of(results, variant["name"])
+        if any(label == known.split(", head")[0] for known, _ in rows):
+            continue  # the same at another setting
+        if slots and isinstance(slots[0], list):
+            rows += [(f"{label}, head {head}", axes) for head, axes in enumerate(slots)]
+        elif slots:
+            rows.append((label, slots))
+    if not rows:
+        return None
+    names = {0: "t", 1: "h", 2: "w", -1: "unrotated"}
+    said = "; ".join(
+        f"{label}: " + ", ".join(f"{slots.count(axis)} {name}" for axis, name in names.items() if axis in slots)
+        for label, slots in rows
+    )
+    svg = figures.slot_map("slots", f"Which axis each rotary slot follows. {said}.", rows)
+    return Figure(
+        Markup(svg),
+        "Which axis each rotary slot follows",
+        "orange: time, blue: rows, green: columns, outlined: not rotated",
+    )
+
+
+def preference_figure(results: StudyResults) -> Figure | None:
+    """How far a similar key outscores an unrelated one against their distance, as the study's record holds it.
+
+    The record's `preference` of a variant: frames and S / (2 sigma^2) (hope_core.theory.over_frames), equally long.
+    """
+    lines = {}
+    for variant in results.record["variants"]:
+        if variant.get("preference"):
+            lines.setdefault(label_of(results, variant["name"]), (variant["name"], variant["preference"]))
+    if not lines:
+        return None
+    looks = page_looks(results)
+    said = "; ".join(
+        f"{label} at least {min(curve['values']):.1f}, at {curve['frames'][-1]} frames {curve['values'][-1]:.1f}"
+        for label, (_, curve) in lines.items()
+    )
+    alt = f"Advantage of a similar key over an unrelated one against their distance in frames. {said}."
+    rows = [(looks[name], curve["frames"], curve["values"]) for name, curve in lines.values()]
+    svg = figures.preference_curves("preference", alt, rows)
+    return Figure(
+        Markup(svg),
+        "Semantic preference",
+        "below zero an unrelated key outscores a similar one; each variant at its published scale",
+    )
