@@ -75,9 +75,15 @@ def _versions(part: str, packages: Sequence[str]) -> tuple[str, bool, str]:
 
 
 def serve_ui(store: Path, port: int) -> int:
-    """Serve MLflow's dashboard on 127.0.0.1 until Ctrl-C."""
+    """Serve MLflow's dashboard on 127.0.0.1 until Ctrl-C; prints the page on which each study's cells are compared."""
+    from reports.dashboard import comparison_addresses
+
     database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
-    print(f"MLflow on http://127.0.0.1:{port}  (experiments are studies; Ctrl-C ends it)", flush=True)
+    server = f"http://127.0.0.1:{port}"
+    print(f"MLflow on {server}  (experiments are studies; Ctrl-C ends it)")
+    for study, address in comparison_addresses(database, server).items():
+        print(f"compare the cells of {study}: {address}")
+    sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
     artifacts = (store / "mlartifacts").resolve().as_uri()
     command += ["--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port)]

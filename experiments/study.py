@@ -15,9 +15,7 @@ from experiments.progress import Progress, counts, duration
 from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 from reports.render import write_report
-from reports.results import load_study, without_password
-from reports.tables import summary_table
-from reports.verdicts import judge
+from reports.results import earlier_study, load_study, without_password
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -155,10 +153,14 @@ def sync_study(study: Study, console: Console) -> int:
 
 
 def make_report(study: Study, console: Console, run_id: str) -> None:
-    """Build the report of one study run from MLflow alone and print the summary table and the report's path."""
-    results = load_study(study.config.tracking, study.config.study.name, run_id=run_id)
-    files = write_report(results, study.config.report_dir)
-    console.print(summary_table(results, judge(results)), markup=False, highlight=False, soft_wrap=True)
+    """Build the report of one study run from MLflow alone and print the summary table and the report's path.
+
+    It says what changed since the study's former run, where there is one.
+    """
+    tracking = study.config.tracking
+    results = load_study(tracking, study.config.study.name, run_id=run_id)
+    files = write_report(results, study.config.report_dir, earlier=earlier_study(tracking, results))
+    say(console, files.summary.read_text().rstrip())
     say(console, f"report: {files.html}")
     say(console, f"runs:   hope ui store={study.config.store}   (MLflow, experiment {study.config.study.name!r})")
 

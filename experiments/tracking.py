@@ -26,6 +26,7 @@ from mlflow.entities import Metric, Param, RunTag
 from experiments.config import Config
 from experiments.grid import Cell, Grid, Trial, contexts_of, train_length
 from experiments.lookup import open_experiment, study_filter
+from experiments.preference import preference_curve
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
 from reports.results import search
 
@@ -145,7 +146,8 @@ class Tracker:
             for step in [line.pop("step")]
             for key, value in line.items()
         ]
-        metrics += [Metric("duration_s", self._duration_s(artifact), now, 0), Metric("cached", float(cached), now, 0)]
+        metrics += [Metric(key, value, now, 0) for key, value in self._costs(trial.finetune, artifact).items()]
+        metrics += [Metric("cached", float(cached), now, 0)]
         for first in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
         settings = {"seed": trial.seed, "model": asdict(self._config.model), "recipe": asdict(self._config.recipe)}
@@ -191,6 +193,7 @@ class Tracker:
                 "errors": found["errors"],
                 "unparsed": found["unparsed"],
                 "duration_s": found["duration_s"],
+                "gpu_hours": gpu_hours(cell.stage, found["duration_s"]),
                 "cached": float(cached),
             }
             now = int(time.time() * 1000)
@@ -216,9 +219,10 @@ class Tracker:
     def _multiple(self, benchmark: str, context: int) -> str:
         return f"{context / train_length(self._config, benchmark):g}x"
 
-    def _duration_s(self, artifact: Artifact) -> float:
+    def _costs(self, stage: Stage, artifact: Artifact) -> dict[str, float]:
         record = self._store.record(artifact.stage, artifact.fingerprint)
-        return float(record.provenance["process"]["duration_s"]) if record else 0.0
+        duration_s = float(record.provenance["process"]["duration_s"]) if record else 0.0
+        return {"duration_s": duration_s, "gpu_hours": gpu_hours(stage, duration_s)}
 
     def _trial_tags(self, trial: Trial) -> dict[str, str]:
         return {
@@ -256,6 +260,11 @@ class Tracker:
         }
 
 
+def gpu_hours(stage: Stage, duration_s: float) -> float:
+    """GPUs that the stage holds while it runs, times hours; 0 for a stage on CPUs."""
+    return stage.resources.num_gpus * duration_s / 3600
+
+
 def study_record(config: Config, grid: Grid) -> dict[str, Any]:
     """What a report needs to know of a study besides its runs."""
     study = config.study
@@ -274,6 +283,7 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
                 "scaling": first[name].variant.scaling.kind,
                 "published_scale": first[name].published_scale,
                 "scalable": first[name].variant.scalable,
+                "preference": preference_curve(config, first[name]),
                 "slot_axes": first[name]
                 .variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)
                 .tolist(),

@@ -67,7 +67,7 @@ def refuse_mixtures(cells: pd.DataFrame) -> None:
     Axes may change them: every setting has tables of its own.
     """
     finished = cells[cells.status == "FINISHED"]
-    checks = (("question_set", []), ("scorer", []), ("budget", ["context"]))
+    checks: tuple[tuple[str, list[str]], ...] = (("question_set", []), ("scorer", []), ("budget", ["context"]))
     for field, place in checks:
         for key, group in finished.groupby(["setting", "benchmark", *place]):
             values = group.groupby(group[field].astype(str)).run_id.agg(["size", "first"])

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reports import facts, sections
 from reports.compare import compare_studies
 from reports.results import StudyResults
-from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, anchor, latex, rule_table, title_of
+from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, anchor, latex, rule_table, summary_table, title_of
 from reports.theory_figures import preference_figure, slot_figure
 from reports.verdicts import headline_rule, judge
 from reports.wording import verdict_sentence
@@ -30,6 +30,7 @@ class ReportFiles:
     cells_csv: Path
     verdicts_csv: Path
     questions_csv: Path
+    summary: Path
     figures: Path
 
 
@@ -46,7 +47,16 @@ def write_report(
     grid = judge(results)
     changes = compare_studies(earlier, results, grid) if earlier else None
     page = {**page_of(results, grid, published), "changes": changes}
-    names = ("report.html", "report.md", "tables.tex", "cells.csv", "verdicts.csv", "questions.csv", "figures")
+    names = (
+        "report.html",
+        "report.md",
+        "tables.tex",
+        "cells.csv",
+        "verdicts.csv",
+        "questions.csv",
+        "summary.txt",
+        "figures",
+    )
     files = ReportFiles(*(out_dir / name for name in names))
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -66,6 +76,7 @@ def write_report(
         (facts.question_summary(results), files.questions_csv),
     ):
         table.rename(columns=with_unit).to_csv(file, index=False)
+    files.summary.write_text(summary_table(results, grid) + "\n")
     write_figures(page, files.figures)
     return files
 

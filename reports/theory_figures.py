@@ -39,7 +39,7 @@ def preference_figure(results: StudyResults) -> Figure | None:
 
     The record's `preference` of a variant: frames and S / (2 sigma^2) (hope_core.theory.over_frames), equally long.
     """
-    lines = {}
+    lines: dict[str, tuple[str, dict[str, list[float]]]] = {}
     for variant in results.record["variants"]:
         if variant.get("preference"):
             lines.setdefault(label_of(results, variant["name"]), (variant["name"], variant["preference"]))

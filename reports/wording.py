@@ -42,8 +42,10 @@ def said_over_settings(results: StudyResults, rows: pd.DataFrame, baseline: str)
 
 
 def length_phrase(results: StudyResults) -> str:
-    whole = all(joined_contexts(results, *place) == results.contexts(*place) for place in results.places)
-    return "over all contexts" if whole else "beyond the training length"
+    whole = [joined_contexts(results, *place) == results.contexts(*place) for place in results.places]
+    if all(whole):
+        return "over all contexts"
+    return "beyond the training length" + (", or over all contexts where there is none beyond it" if any(whole) else "")
 
 
 def said_of(results: StudyResults, rows: pd.DataFrame, baseline: str) -> str:

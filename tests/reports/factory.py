@@ -30,6 +30,12 @@ def write_study(root: Path, design: Design | None = None) -> str:
     """Write one simulated study under root with the MLflow client and return the tracking URI."""
     design = design or Design()
     uri, experiment_id = open_store(root, design.name)
+    write_to(uri, experiment_id, root / "staging", design)
+    return uri
+
+
+def write_to(uri: str, experiment_id: str, staging: Path, design: Design) -> None:
+    """Write the study's runs into an experiment of any tracking store, as a user's client would."""
     client = MlflowClient(uri)
     run_ids: list[str] = []
     for place, run in enumerate(simulate(design)):
@@ -45,12 +51,11 @@ def write_study(root: Path, design: Design | None = None) -> str:
             params=[Param(key, value) for key, value in run.params.items()],
         )
         for path, text in run.files.items():
-            file = root / "staging" / run_id / path
+            file = staging / run_id / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
             client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
         client.set_terminated(run_id, run.status, end_time=started + 900)
-    return uri
 
 
 def open_store(root: Path, experiment: str) -> tuple[str, str]:
@@ -211,6 +216,7 @@ def cell(
         ("errors", float(unanswered), 0),
         ("unparsed", 0.0, 0),
         ("duration_s", 1.5, 0),
+        ("gpu_hours", 0.01, 0),
     ]
     if failed:
         tags["error"] = design.error

@@ -1,0 +1,29 @@
+"""What theory says of a study's variants, for its record and so for its report."""
+
+import math
+
+import torch
+
+from experiments.config import Config
+from experiments.grid import Trial
+from hope_core.theory import over_frames
+
+
+def preference_curve(config: Config, trial: Trial) -> dict[str, list[float]]:
+    """Semantic preference of a trial's variant against distance in frames, up to 16 times the longest context.
+
+    At the model's head size and base and the data's frame size, the variant at its published scale (1 without one).
+    """
+    model, side = config.model, config.dataset.frame_size // (config.model.patch_size * config.model.spatial_merge_size)
+    last = 16 * max(config.study.contexts_frames)
+    frames = torch.unique(torch.logspace(0, math.log10(last), 60).round())
+    values = over_frames(
+        trial.variant,
+        frames,
+        scale=trial.published_scale or 1.0,
+        rows=side,
+        columns=side,
+        head_dim=model.head_dim,
+        rope_theta=model.rope_theta,
+    )
+    return {"frames": frames.tolist(), "values": [round(value, 4) for value in values.tolist()]}
