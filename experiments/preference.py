@@ -7,6 +7,10 @@ import torch
 from experiments.config import Config
 from experiments.grid import Trial
 from hope_core.theory import over_frames
+from pipelines.pretrained import PretrainedModel
+
+# rope_theta of published checkpoints, whose config.json is not at hand where a study is only planned or mirrored.
+THETA_OF = {"qwen2_vl": 1e6, "qwen2_5_vl": 1e6, "qwen3_vl": 5e6}
 
 
 def preference_curve(config: Config, trial: Trial) -> dict[str, list[float]]:
@@ -24,6 +28,6 @@ def preference_curve(config: Config, trial: Trial) -> dict[str, list[float]]:
         rows=side,
         columns=side,
         head_dim=model.head_dim,
-        rope_theta=model.rope_theta,
+        rope_theta=THETA_OF[model.family] if isinstance(model, PretrainedModel) else model.rope_theta,
     )
     return {"frames": frames.tolist(), "values": [round(value, 4) for value in values.tolist()]}
