@@ -26,18 +26,54 @@ from pipelines.pretrained import PretrainedModel
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("study", "model", "recipe", "dataset", "benchmark", "cluster")
+ANY_SHAPE = ("study.axes", "study.parts", "study.search.scales")  # a mapping given to these takes the old one's place
 PUBLISHED, EQUAL, SEARCHED = "published", "equal", "searched"
 SCALE_RULES = (PUBLISHED, EQUAL, SEARCHED)
 
 
 @dataclass(frozen=True)
+class ScaleRange:
+    """Scales from `low` to `high`, on a logarithmic axis if `log`; TPE tries `trials` of them."""
+
+    low: float
+    high: float
+    trials: int
+    log: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high:
+            raise ValueError(
+                f"study.search.scales goes from {self.low:g} to {self.high:g}; give 0 < low < high, or a list"
+            )
+        if self.trials < 1:
+            raise ValueError(f"study.search.scales.trials is {self.trials}; it must be 1 or more")
+
+
+@dataclass(frozen=True)
 class SearchConfig:
-    """The scale search of each trial, on validation questions only; `contexts` in the benchmark's own unit."""
+    """The scale search of each trial, on validation questions only; `contexts` in the benchmark's own unit.
+
+    `batch` and `prune_p` as in SearchIdentity.
+    """
 
     benchmark: str
     contexts: tuple[int, ...]
-    scales: tuple[float, ...]
+    scales: tuple[float, ...] | ScaleRange
     seed: int
+    batch: int = 1
+    prune_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scales, ScaleRange) and (
+            not self.scales or min(self.scales) <= 0 or len(set(self.scales)) != len(self.scales)
+        ):
+            raise ValueError(
+                f"study.search.scales is {list(self.scales)}; give numbers above 0, each once, or low, high and trials"
+            )
+        if self.batch < 1:
+            raise ValueError(f"study.search.batch is {self.batch}; it must be 1 or more")
+        if self.prune_p is not None and not 0 < self.prune_p < 1:
+            raise ValueError(f"study.search.prune_p is {self.prune_p}; give a number between 0 and 1, or null")
 
 
 @dataclass(frozen=True)
@@ -122,7 +158,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where stages run; no part of any result's identity. Null means all that the machine has, or no address."""
+    """Where stages run; no part of any result's identity. Null means all that the machine has, or no address.
+
+    search_workers: scales of one trial that are measured at once. search_storage: a database for Optuna's trials (an
+    SQLAlchemy URL), else a journal in the search's own folder.
+    """
 
     address: str | None
     num_cpus: int | None
@@ -131,6 +171,8 @@ class ClusterConfig:
     decode_workers: int
     decode_timeout_s: float
     training: TrainingConfig
+    search_workers: int
+    search_storage: str | None
 
 
 @dataclass(frozen=True)
@@ -189,7 +231,7 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
     composing += [f"+benchmark@benchmarks.{name}={name}" for name in added if f"@benchmarks.{name}:" not in own]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=composing)
+            composed = compose("config", overrides=[text for override in composing for text in _replacing(override)])
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
@@ -200,7 +242,8 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
     try:
         config = TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of a union's errors, the one that our own dataclass raised says most.
+        first = min(error.errors(), key=lambda found: found["type"] != "value_error")
         place = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         raise ValueError(
@@ -217,6 +260,12 @@ def named_benchmarks(overrides: Sequence[str]) -> tuple[str, ...]:
 
 def _study_name(overrides: Sequence[str]) -> str:
     return [override.removeprefix("study=") for override in overrides if override.startswith("study=")][-1]
+
+
+def _replacing(override: str) -> list[str]:
+    """The override as Hydra needs it, which cannot put a mapping with other keys in the place of a value."""
+    key, _, value = override.partition("=")
+    return [f"{key}=null", f"++{override}"] if key in ANY_SHAPE and value.startswith("{") else [override]
 
 
 def _one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, VariantEntry
-from experiments.scale_search import SearchIdentity, search_stage
+from experiments.scale_search import SearchIdentity, SearchPlacement, search_stage
 from hope_core import Variant, get_variant, make_variant
 from pipelines.data_stages import dataset_stage, frames_stage
 from pipelines.engine import Stage, encode, fingerprint
@@ -153,8 +153,9 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
     if variant.scalable and SEARCHED in study.scale_rules:
         wanted = study.search
         benchmark = config.benchmarks[wanted.benchmark]
-        identity = SearchIdentity(benchmark, wanted.contexts, wanted.scales, wanted.seed)
-        search = search_stage(identity, group=name, **made)
+        identity = SearchIdentity(benchmark, wanted.contexts, wanted.scales, wanted.seed, wanted.batch, wanted.prune_p)
+        placement = SearchPlacement(config.cluster.search_workers, config.cluster.search_storage)
+        search = search_stage(identity, placement, group=name, **made)
     published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
     if variant.scalable and published is None and PUBLISHED in study.scale_rules:
         raise ValueError(f"variant {variant.name} has no published scale; add published_scale to it in study.variants")

@@ -1,102 +1,253 @@
-"""The scale search stage: Optuna picks one trial's inference scale on validation questions, never on test questions."""
+"""The scale search stage: Optuna picks one trial's inference scale on validation questions, never on test questions.
+
+Points are asked for in batches, measured (as Ray tasks where there are workers for them) and told in the order of
+asking. So the choice depends on the seed and the batch size, and not on how many points were measured at once or on
+kills.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.storages import JournalStorage
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from experiments.config import ScaleRange
+from experiments.scale_points import Reference, key_of, measure, summary
 from pipelines.benchmarks.needles import NeedleBenchmark
-from pipelines.engine import Artifact, Stage, StageConfig
+from pipelines.engine import Artifact, Resources, Stage, StageConfig, encode, fingerprint
 from pipelines.evaluate import Evaluator
 
 OBJECTIVE = "mean accuracy over validation questions, every context and kind weighted alike"
+RANDOM_POINTS = 5  # of a range, before TPE has enough to go by
 
 
 @dataclass(frozen=True)
 class SearchIdentity:
+    """`batch`: points asked for at once, each knowing the answers of the batches before it.
+
+    `prune_p`: a point whose answers are worse than the best point's to the same questions, with this p, is left
+    unfinished; None asks every question of every point.
+    """
+
     benchmark: NeedleBenchmark
     contexts: tuple[int, ...]
-    scales: tuple[float, ...]
+    scales: tuple[float, ...] | ScaleRange
     seed: int
+    batch: int = 1
+    prune_p: float | None = None
+
+    @property
+    def num_points(self) -> int:
+        return self.scales.trials if isinstance(self.scales, ScaleRange) else len(self.scales)
 
 
-def search_stage(identity: SearchIdentity, *, checkpoint: Stage, features: Stage, dataset: Stage, group: str) -> Stage:
+@dataclass(frozen=True)
+class SearchPlacement:
+    """`num_workers` points are measured at once; `storage_url`: an RDB for Optuna instead of the stage's journal."""
+
+    num_workers: int = 1
+    storage_url: str | None = None
+
+
+def search_stage(
+    identity: SearchIdentity,
+    placement: SearchPlacement,
+    *,
+    checkpoint: Stage,
+    features: Stage,
+    dataset: Stage,
+    group: str,
+) -> Stage:
     return Stage(
         name="scale_search",
-        code_version=1,
+        code_version=2,
         run=run,
-        config=StageConfig(identity),
+        config=StageConfig(identity, placement),
         inputs={"checkpoint": checkpoint, "features": features, "dataset": dataset},
+        # Where tasks measure, they hold the CPUs; the one that drives them must not.
+        resources=Resources(num_cpus=0 if placement.num_workers > 1 else 1),
         label=f"scale search {group}",
         resumable=True,
         process_group=group,
-        work_units=sum(identity.contexts) * len(identity.scales),
+        work_units=sum(identity.contexts) * identity.num_points,
     )
 
 
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
-    """Try every scale of the list; write `journal.log` (Optuna's storage) and `scale_search.json`.
+    """Try the scales; write `journal.log` (Optuna's storage), `answers/` and `scale_search.json` (the curve).
 
     Of scales with equal objective the one nearest to 1 wins (on a log axis), then the smaller.
     """
     identity: SearchIdentity = config.identity
+    placement: SearchPlacement = config.placement
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    made_of = {name: artifact.fingerprint for name, artifact in sorted(inputs.items())}
     study = optuna.create_study(
-        study_name="scale",
-        storage=JournalStorage(JournalFileBackend(str(out_dir / "journal.log"))),
-        sampler=optuna.samplers.RandomSampler(seed=identity.seed),
+        study_name=fingerprint(encode([identity, made_of])),
+        storage=_storage(placement, out_dir),
         direction="maximize",
         load_if_exists=True,
     )
-    for stale in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(stale.number, state=TrialState.FAIL)  # a killed attempt left it; its scale is asked for again
-    evaluator = Evaluator(inputs, identity.benchmark, split="validation")
-    tried = {trial.params["scale"] for trial in study.get_trials(states=(TrialState.COMPLETE,))}
-    for scale in identity.scales:
-        if scale in tried:
-            continue
-        study.enqueue_trial({"scale": scale})
-        trial = study.ask({"scale": optuna.distributions.CategoricalDistribution(identity.scales)})
-        point = _measure(evaluator, identity.contexts, scale)
-        trial.set_user_attr("point", point)
-        study.tell(trial, point["accuracy"])
-    done = study.get_trials(states=(TrialState.COMPLETE,))
-    points = sorted((trial.user_attrs["point"] for trial in done), key=lambda point: point["scale"])
-    best = max(points, key=lambda point: (point["accuracy"], -abs(math.log(point["scale"])), -point["scale"]))
-    found = {"chosen": best["scale"], "objective": OBJECTIVE, "points": points}
-    (out_dir / "scale_search.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    _fail_open_trials(study)
+    (out_dir / "answers").mkdir(exist_ok=True)
+    while batch := _ask_batch(study, identity):
+        reference = _reference(study) if identity.prune_p is not None else None
+        found = _measure_batch(config, inputs, out_dir, batch, reference)
+        for trial, (lines, pruned) in zip(batch, found, strict=True):
+            if identity.prune_p is not None:
+                trial.set_user_attr("answers", [[*key_of(line), line["video"], line["correct"]] for line in lines])
+            _tell(study, trial, lines, pruned)
+    points = sorted((trial.user_attrs["point"] for trial in _ended(study)), key=lambda point: point["scale"])
+    chosen = _best(study).user_attrs["point"]
+    curve = {"chosen": chosen["scale"], "objective": OBJECTIVE, "points": points}
+    (out_dir / "scale_search.json").write_text(json.dumps(curve, indent=1), encoding="utf-8")
     return {
-        "chosen": best["scale"],
-        "accuracy": best["accuracy"],
+        "chosen": chosen["scale"],
+        "accuracy": chosen["accuracy"],
         "scales": len(points),
-        "questions": best["questions"],
+        "pruned": sum(point["state"] == "pruned" for point in points),
+        "questions": chosen["questions"],
+        "questions_asked": sum(point["questions"] for point in points),
     }
 
 
-def _measure(evaluator: Evaluator, contexts: Sequence[int], scale: float) -> dict[str, Any]:
-    """One point of the scale-response curve."""
-    lines = [line for context in contexts for line in evaluator.answers(context, scale)]
+def _storage(placement: SearchPlacement, out_dir: Path) -> BaseStorage:
+    if placement.storage_url:
+        return RDBStorage(placement.storage_url)
+    return JournalStorage(JournalFileBackend(str(out_dir / "journal.log")))
 
-    def accuracies(field: str) -> dict[str, float]:
-        groups: dict[str, list[bool]] = {}
-        for line in lines:
-            groups.setdefault(str(line[field]), []).append(line["correct"])
-        return {key: sum(group) / len(group) for key, group in groups.items()}
 
-    correct = sum(line["correct"] for line in lines)
-    return {
-        "scale": scale,
-        "accuracy": correct / len(lines),
-        "questions": len(lines),
-        "correct": correct,
-        "state": "complete",
-        "per_kind": accuracies("kind"),
-        "per_context": accuracies("context"),
-    }
+def _fail_open_trials(study: optuna.Study) -> None:
+    """Tell what a killed attempt left as failed; its points are asked for again."""
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.ask()
+    for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(stale.number, state=TrialState.FAIL)
+
+
+def _ask_batch(study: optuna.Study, identity: SearchIdentity) -> list[Trial]:
+    """The trials of the first batch with points that have not ended; none when every point has."""
+    ended = {trial.user_attrs["index"] for trial in _ended(study)}
+    missing = [index for index in range(identity.num_points) if index not in ended]
+    # Where no point depends on another, all are one batch.
+    alone = identity.prune_p is None and not isinstance(identity.scales, ScaleRange)
+    size = identity.num_points if alone else identity.batch
+    return [_ask(study, identity, index) for index in missing if index // size == missing[0] // size]
+
+
+def _ask(study: optuna.Study, identity: SearchIdentity, index: int) -> Trial:
+    """Ask for a point, with the value that it had if a killed attempt asked for it before.
+
+    The sampler's seed depends on the index, so that a restarted search asks what an uninterrupted one would.
+    """
+    asked = [t.params for t in study.get_trials(deepcopy=False) if t.user_attrs.get("index") == index]
+    study.sampler = _sampler(identity, index)
+    if asked:
+        study.enqueue_trial(asked[0])
+    elif not isinstance(identity.scales, ScaleRange):
+        study.enqueue_trial({"scale": in_order(identity.scales)[index]})
+    trial = study.ask({"scale": _distribution(identity.scales)})
+    trial.set_user_attr("index", index)
+    return trial
+
+
+def in_order(scales: Sequence[float]) -> list[float]:
+    """Nearest to 1 first: the likely best is then the one that others are pruned against."""
+    return sorted(scales, key=lambda scale: (abs(math.log(scale)), scale))
+
+
+def _sampler(identity: SearchIdentity, index: int) -> BaseSampler:
+    seed = int(np.random.SeedSequence([identity.seed, index]).generate_state(1)[0])
+    if index < RANDOM_POINTS:
+        return RandomSampler(seed=seed)
+    # Points of one batch do not know each other's answers: the liar keeps them apart.
+    return TPESampler(seed=seed, n_startup_trials=RANDOM_POINTS, constant_liar=identity.batch > 1)
+
+
+def _distribution(scales: tuple[float, ...] | ScaleRange) -> BaseDistribution:
+    if isinstance(scales, ScaleRange):
+        return FloatDistribution(scales.low, scales.high, log=scales.log)
+    return CategoricalDistribution(scales)
+
+
+def _measure_batch(
+    config: StageConfig,
+    inputs: Mapping[str, Artifact],
+    out_dir: Path,
+    batch: Sequence[Trial],
+    reference: Reference | None,
+) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """The answers of each point, in the order of the batch; over Ray where it is up and several may be measured."""
+    points = [
+        (trial.params["scale"], out_dir / "answers" / f"{trial.user_attrs['index']:03d}.jsonl") for trial in batch
+    ]
+    num_workers = config.placement.num_workers
+    if num_workers > 1 and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        import ray
+
+        task = ray.remote(num_cpus=1)(measure_point)
+        refs: list[Any] = []
+        for scale, path in points:
+            if len(refs) >= num_workers:
+                ray.wait(refs, num_returns=len(refs) - num_workers + 1)
+            refs.append(task.remote(config.identity, inputs, scale, path, reference))
+        yield from map(ray.get, refs)
+    else:
+        evaluator = open_evaluator(config.identity, inputs)
+        for scale, path in points:
+            yield measure_point(config.identity, inputs, scale, path, reference, evaluator)
+
+
+def open_evaluator(identity: SearchIdentity, inputs: Mapping[str, Artifact]) -> Evaluator:
+    """The checkpoint on the validation questions, the only ones that the search may see."""
+    return Evaluator(inputs, identity.benchmark, split="validation")
+
+
+def measure_point(
+    identity: SearchIdentity,
+    inputs: Mapping[str, Artifact],
+    scale: float,
+    path: Path,
+    reference: Reference | None,
+    evaluator: Evaluator | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    evaluator = evaluator or open_evaluator(identity, inputs)
+    return measure(evaluator, identity.contexts, scale, path, reference=reference, prune_p=identity.prune_p)
+
+
+def _tell(study: optuna.Study, trial: Trial, lines: Sequence[Mapping[str, Any]], pruned: bool) -> None:
+    point = summary(trial.params["scale"], lines, pruned)
+    trial.set_user_attr("point", point)
+    trial.report(point["accuracy"], point["questions"])
+    if pruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, point["accuracy"])
+
+
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _best(study: optuna.Study) -> FrozenTrial:
+    def rank(trial: FrozenTrial) -> tuple[float, float, float]:
+        scale = trial.params["scale"]
+        return trial.user_attrs["point"]["accuracy"], -abs(math.log(scale)), -scale
+
+    return max(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank)
+
+
+def _reference(study: optuna.Study) -> Reference | None:
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return None
+    return {(at, name): (video, correct) for at, name, video, correct in _best(study).user_attrs["answers"]}

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import choices, load_config
+from experiments.config import ScaleRange, choices, load_config
 from experiments.grid import build_grid
 
 
@@ -34,6 +34,13 @@ def test_every_named_study_composes_into_a_grid(study: str) -> None:
         (["study=smoke", "study.seeds=[0,0]"], r"study\.seeds is \[0, 0\]; give each value once"),
         (["study=smoke", "study.scale_rules=[best]"], r"study\.scale_rules has 'best'; allowed are published"),
         (["study=smoke", "study.search.benchmark=mlvu"], r"study\.search\.benchmark is 'mlvu'; the study has v_niah_d"),
+        (
+            ["study=smoke", "study.search.scales=[1,-1]"],
+            r"search\.scales is \[1\.0, -1\.0\]; give numbers above 0",
+        ),
+        (["study=smoke", "study.search.scales={low: 2, high: 1, trials: 3}"], r"goes from 2 to 1; give 0 < low < high"),
+        (["study=smoke", "study.search.scales={lo: 2, high: 1, trials: 3}"], r"unknown key study\.search\.scales\.lo"),
+        (["study=smoke", "study.search.prune_p=2"], r"study\.search\.prune_p is 2\.0; give a number between 0 and 1"),
         (["study=smoke", "model.num_heads=3"], r"model\.hidden_size is 128 with model\.num_heads 3"),
         (["study=smoke", "on_failure=explode"], r"on_failure is 'explode'"),
         (["study=smoke", "benchmarks.v_niah_d.depths=[2.0]"], r"depths is \[2\.0\]; give numbers from 0 to 1"),
@@ -97,3 +104,9 @@ def test_a_variant_without_a_scale_shares_one_evaluation_between_the_scale_rules
     assert len(stages["vanilla"]) == 2  # one per benchmark
     assert len(stages["m_rope"]) == 4  # its published scale is the equal scale
     assert len(stages["hope"]) == 6
+
+
+def test_the_scales_of_a_search_are_a_list_or_a_range() -> None:
+    config, _ = load_config(["study=smoke", "study.search.scales={low: 0.25, high: 4, trials: 9}"])
+    assert config.study.search.scales == ScaleRange(0.25, 4.0, trials=9)
+    assert {trial.search.config.identity.num_points for trial in build_grid(config).trials if trial.search} == {9}

@@ -57,7 +57,8 @@ def numbers(overrides: list[str]) -> dict[str, dict[str, object]]:
 def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupted_one(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = [*small[:-1], f"store={tmp_path / 'whole'}"]
+    # Here scales are measured side by side, there one after the other.
+    whole = [*small[:-1], f"store={tmp_path / 'whole'}", "cluster.search_workers=2"]
     finish(launch(whole))
     kill_when(launch(small), lambda line: "finished decode" in line, signal.SIGKILL)
     interrupted = launch(small)
