@@ -124,7 +124,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 
 
 def patchify(frames: np.ndarray, budget: FrameBudget) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Cut frames (F, H, W, 3) into rows (R, patch_dim) of the same dtype, and give the grid (T, H/patch, W/patch).
+    """Cut frames (F, H, W, 3) uint8 into rows (R, patch_dim) uint8, and give the grid (T, H/patch, W/patch).
 
     Rows go cell by cell, then token by token (merge x merge patches together); a row holds channel, frame, y, x, as
     Qwen2VLVideoProcessor lays it out. The last frame is repeated to fill the last temporal patch.
@@ -134,10 +134,15 @@ def patchify(frames: np.ndarray, budget: FrameBudget) -> tuple[np.ndarray, tuple
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
     num_frames, height, width = frames.shape[:3]
     grid = (num_frames // t, height // p, width // p)
-    blocks = frames.reshape(grid[0], t, grid[1] // m, m, p, grid[2] // m, m, p, 3)
-    # cell, token row, token column, patch row, patch column | channel, frame, y, x
-    rows = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(math.prod(grid), budget.patch_dim)
-    return rows, grid
+    # A patch's line of p pixels is copied as one item, and its channels are told apart a cell at a time, in the
+    # processor's cache: half the time of one transpose.
+    lines = frames.reshape(num_frames, height, width * 3).view(f"V{3 * p}").reshape(grid[0], t, grid[1] // m, m, p, grid[2] // m, m)
+    rows = np.empty((grid[0], grid[1] * grid[2], 3, t * p * p), np.uint8)
+    for cell, cell_rows in zip(lines, rows, strict=True):
+        # token row, token column, patch row, patch column | frame, y
+        pixels = np.ascontiguousarray(cell.transpose(1, 4, 2, 5, 0, 3)).view(np.uint8)
+        cell_rows[:] = pixels.reshape(-1, t * p * p, 3).transpose(0, 2, 1)
+    return rows.reshape(-1, budget.patch_dim), grid
 
 
 def normalise(
