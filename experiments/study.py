@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments.config import Config, load_config
 from experiments.grid import Cell, Grid, build_grid, contexts_of
 from experiments.mirror import UNREACHABLE, Mirror
-from experiments.progress import Progress, counts, duration
+from experiments.progress import Progress, counts, doing, duration
 from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 from reports.render import write_report
@@ -210,7 +210,11 @@ def print_status(study: Study, console: Console) -> int:
         f"{found[State.DONE]} done, {found[State.LEASED]} running, {found[State.FAILED]} failed, "
         f"{found[State.MISSING]} to run",
     )
+    if frames := study.store.get(study.grid.frames):
+        say(console, f"data: {frames.result['quarantined_records']} of {frames.result['records']} records set apart")
     for item in planned:
+        if item.state == State.LEASED:
+            say(console, f"running {doing(item.stage)}")
         failure = study.store.failure(item.stage) if item.state == State.FAILED else None
         if failure:
             say(console, f"failed {item.stage.label}: {failure.error.splitlines()[0]}")

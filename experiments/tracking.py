@@ -28,6 +28,7 @@ from experiments.grid import Cell, Grid, Trial, contexts_of, train_length
 from experiments.lookup import open_experiment, study_filter
 from experiments.preference import preference_curve
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
+from pipelines.preprocess import QUARANTINED_RECORDS
 from reports.results import search
 
 METRICS_PER_BATCH = 1000
@@ -56,7 +57,9 @@ class Tracker:
         return self._study_run
 
     def record(self, stage: Stage, artifact: Artifact, *, cached: bool) -> None:
-        """Mirror one finished stage: a fine-tuning as a trial run, an evaluation as cell runs."""
+        """Mirror one finished stage: a fine-tuning as a trial run, an evaluation as cell runs, the data's losses."""
+        if stage.fingerprint == self._grid.frames.fingerprint:
+            self._record_data(artifact)
         for trial in self._grid.trials:
             if stage.fingerprint == trial.finetune.fingerprint:
                 self._record_trial(trial, artifact, cached)
@@ -131,6 +134,15 @@ class Tracker:
             self._runs[key] = run.info.run_id
         self.written += 1
         return run.info.run_id
+
+    def _record_data(self, artifact: Artifact) -> None:
+        """How many records the study has, and those that cannot be used: once, in the study run."""
+        if "data/records" in self._client.get_run(self._study_run).data.metrics:
+            return
+        rows = (artifact.path / QUARANTINED_RECORDS).read_text(encoding="utf-8").splitlines()
+        self._client.log_text(self._study_run, f"[{', '.join(rows)}]", "data/quarantine.json")
+        self._client.log_metric(self._study_run, "data/quarantined", len(rows))
+        self._client.log_metric(self._study_run, "data/records", artifact.result["records"])
 
     def _record_trial(self, trial: Trial, artifact: Artifact, cached: bool) -> None:
         if trial.name in self._runs:

@@ -42,7 +42,7 @@ def frames_stage(dataset: Stage, budget: FrameBudget, placement: PreprocessPlace
     source = MediaSource(name=DATASET, records=("train.json",), files=("haystack/*.mp4", "needles/*.png"))
     return Stage(
         name="frames",
-        code_version=1,
+        code_version=2,
         run=preprocess.run,
         config=StageConfig(PreprocessIdentity(budget=budget, sources=(source,)), placement),
         inputs={DATASET: dataset},

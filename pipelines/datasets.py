@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ class Media:
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation and its media, in the order of their placeholders."""
+    """A conversation and its media, in the order of their placeholders; `line` is where it starts in its file."""
 
     id: str
     turns: tuple[Turn, ...]
     media: tuple[Media, ...]
+    line: int = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_dataset(path: Path, *, media_root: Path, quarantine_limit: float = 0.01
                     is_file[item.path] = item.path.is_file()
                 if not is_file[item.path]:
                     raise BadRecord(f"no such {item.kind}: {item.path}")
-            records.append(Record(record_id, turns, media))
+            records.append(Record(record_id, turns, media, line))
         except BadRecord as error:
             quarantined.append(Quarantined(line, record_id, str(error)))
     check_quarantine(

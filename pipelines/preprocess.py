@@ -5,9 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.datasets import Media, check_quarantine, read_dataset
+from pipelines.decode_progress import Progress, progress_path, progress_writer
 from pipelines.engine.stage import Artifact, StageConfig
 from pipelines.video.budget import FrameBudget
 from pipelines.video.decode import DECODERS
@@ -25,10 +25,10 @@ from pipelines.video.worker import DecodeProcess
 # Blocks per worker: a lost node costs one block per worker, and the progress moves once a block.
 BLOCKS_PER_WORKER = 16
 
-Progress = Callable[[int, int], None]
 Job = dict[str, str]
 
 
+QUARANTINED_RECORDS = "quarantined_records.jsonl"
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -53,28 +53,29 @@ class PreprocessIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessPlacement:
-    """Where and how it runs. `roots` are the folders of sources that are no stage's artifact; `progress_file` is
-    rewritten with done, total, elapsed_s and eta_s."""
+    """Where and how it runs. `roots` are the folders of sources that are no stage's artifact."""
 
     cache_dir: str
     num_workers: int
     timeout_s: float = 300.0
     roots: Mapping[str, str] = field(default_factory=dict)
-    progress_file: str | None = None
 
 
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
     """The stage: decode the media of all sources; ids are `media_id`s. It asks for 0 CPUs (see `preprocess_media`).
 
+    `quarantined_records.jsonl` names each record that is left out, for itself or for one of its media, with its line
+    and the reason; in the result, `records` counts all of them and the files that patterns matched.
     Raises ValueError when a larger share than quarantine_limit of a source's records, or of all media, is unusable.
     """
     identity, placement = config.identity, config.placement
+    entries: list[Entry] = []
     media: dict[str, Media] = {}
-    bad_records: list[dict[str, Any]] = []
     for source in identity.sources:
         root = source_root(source.name, inputs, placement)
-        for item in _source_media(source, root, identity.quarantine_limit, bad_records):
-            media[media_id(source.name, root, item.path)] = item
+        for entry in _entries(source, root, identity.quarantine_limit):
+            entries.append(entry)
+            media.update(entry.media)
     done = preprocess_media(
         media,
         identity.budget,
@@ -82,12 +83,18 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
         cache_dir=Path(placement.cache_dir),
         num_workers=placement.num_workers,
         timeout_s=placement.timeout_s,
-        on_progress=_progress_writer(placement.progress_file),
+        on_progress=progress_writer(progress_path(config)),
     )
     reasons = [f"{key}: {reason}" for key, reason in done.quarantined.items()]
     check_quarantine("preprocess", reasons, len(media), identity.quarantine_limit)
-    _write_lines(out_dir / "quarantined_records.jsonl", bad_records)
-    return {**asdict(done), "quarantined": len(done.quarantined), "quarantined_records": len(bad_records)}
+    left_out = [line for entry in entries if (line := _left_out(entry, done.quarantined))]
+    _write_lines(out_dir / QUARANTINED_RECORDS, left_out)
+    return {
+        **asdict(done),
+        "quarantined": len(done.quarantined),
+        "records": len(entries),
+        "quarantined_records": len(left_out),
+    }
 
 
 def source_root(name: str, inputs: Mapping[str, Artifact], placement: PreprocessPlacement) -> Path:
@@ -168,39 +175,43 @@ def preprocess_media(
     )
 
 
-def _source_media(
-    source: MediaSource, root: Path, quarantine_limit: float, bad_records: list[dict[str, Any]]
-) -> Iterator[Media]:
+@dataclass(frozen=True)
+class Entry:
+    """One record of a file, or one file that a pattern matched: its media by id, or the reason that it has none."""
+
+    source: str
+    file: str
+    line: int | None
+    id: str
+    media: Mapping[str, Media]
+    reason: str | None = None
+
+
+def _entries(source: MediaSource, root: Path, quarantine_limit: float) -> Iterator[Entry]:
     for name in source.records:
         dataset = read_dataset(root / name, media_root=root, quarantine_limit=quarantine_limit)
-        bad_records.extend({"source": source.name, "file": name, **asdict(bad)} for bad in dataset.quarantined)
+        for bad in dataset.quarantined:
+            yield Entry(source.name, name, bad.line, bad.id, {}, bad.reason)
         for record in dataset.records:
-            yield from record.media
+            media = {media_id(source.name, root, item.path): item for item in record.media}
+            yield Entry(source.name, name, record.line, record.id, media)
     for pattern in source.files:
         paths = sorted(root.glob(pattern))
         if not paths:
             raise ValueError(f"no file matches {pattern!r} in the media source {source.name!r} ({root})")
         for path in paths:
-            yield Media("image" if path.suffix.lower() in PICTURE_SUFFIXES else "video", path)
+            item = Media("image" if path.suffix.lower() in PICTURE_SUFFIXES else "video", path)
+            key = media_id(source.name, root, path)
+            yield Entry(source.name, pattern, None, key, {key: item})
 
 
-def _progress_writer(path: str | None) -> Progress:
-    """Rewrite the file at most twice a second, and at the end."""
-    started = last = time.monotonic()
-
-    def write(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if path is None or (now - last < 0.5 and done < total):
-            return
-        last = now
-        eta_s = (now - started) / done * (total - done) if done else None
-        state = {"done": done, "total": total, "elapsed_s": now - started, "eta_s": eta_s}
-        partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(path)
-
-    return write
+def _left_out(entry: Entry, quarantined: Mapping[str, str]) -> dict[str, Any] | None:
+    """The line of `quarantined_records.jsonl`, if the entry cannot be used."""
+    reasons = [f"{key}: {quarantined[key]}" for key in entry.media if key in quarantined]
+    if entry.reason is None and not reasons:
+        return None
+    about = {"source": entry.source, "file": entry.file, "line": entry.line, "record": entry.id}
+    return about | {"reason": entry.reason or reasons[0]}
 
 
 def _hash_files(media: Mapping[str, Media]) -> tuple[dict[str, str], dict[str, str]]:

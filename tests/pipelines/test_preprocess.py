@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pipelines.datasets import Media
+from pipelines.decode_progress import progress_path, progress_writer, read_progress
 from pipelines.engine import Artifact, RayRunner, Resources, Stage, StageConfig, Store
 from pipelines.preprocess import MediaSource, PreprocessIdentity, PreprocessPlacement, preprocess_media, run
 from pipelines.video.budget import FrameBudget, patchify
@@ -247,9 +248,7 @@ def stage_config(tmp_path, num_workers, **identity):
         MediaSource(name="training", records=("train.json",)),
         MediaSource(name="v_niah", files=("haystack/*.mp4", "needles/*.png")),
     )
-    placement = PreprocessPlacement(
-        cache_dir=str(tmp_path / "cache"), num_workers=num_workers, progress_file=str(tmp_path / "progress.json")
-    )
+    placement = PreprocessPlacement(cache_dir=str(tmp_path / "cache"), num_workers=num_workers)
     return StageConfig(PreprocessIdentity(budget=TINY, sources=sources, **identity), placement)
 
 
@@ -273,14 +272,17 @@ def inputs(tmp_path):
 
 
 def test_the_stage_decodes_the_media_of_records_and_patterns(tmp_path, inputs):
-    result = run(stage_config(tmp_path, 0), inputs, tmp_path / "out")
+    config = stage_config(tmp_path, 0)
+    result = run(config, inputs, tmp_path / "out")
     assert json.loads(json.dumps(result)) == result
     assert (result["num_media"], result["decoded"], result["quarantined"]) == (30 + 2 + 80, 112, 0)
+    assert (result["records"], result["quarantined_records"]) == (112, 0)
     frames = open_frames(tmp_path / "out")
     assert frames.grid("v_niah/haystack/001.mp4") == (50, 4, 4)
     assert frames.grid("v_niah/needles/red_7_0.png") == (1, 4, 4)
     assert frames.about("training/videos/00007.mp4").sample_fps == pytest.approx(2.0)
-    progress = json.loads((tmp_path / "progress.json").read_text())
+    progress = read_progress(config)
+    assert progress
     assert (progress["done"], progress["total"], progress["eta_s"]) == (112, 112, 0)
 
 
@@ -297,12 +299,35 @@ def test_the_stage_stops_when_too_many_media_are_unusable(tmp_path, inputs):
     assert result["decoded"] == 0  # the first attempt's work, failures included, was kept
 
 
-def test_the_stage_counts_the_records_it_leaves_out(tmp_path, inputs):
+def test_a_record_is_left_out_for_a_missing_or_a_damaged_video_with_its_line_and_the_reason(tmp_path, inputs):
     (tmp_path / "training" / "videos" / "00003.mp4").unlink()
+    (tmp_path / "training" / "videos" / "00005.mp4").write_bytes(b"damaged")
+    (tmp_path / "v_niah" / "needles" / "red_7_0.png").write_bytes(b"damaged")
     result = run(stage_config(tmp_path, 0, quarantine_limit=0.05), inputs, tmp_path / "out")
-    assert result["quarantined_records"] == 1
-    line = json.loads((tmp_path / "out" / "quarantined_records.jsonl").read_text())
-    assert (line["source"], line["file"], line["id"]) == ("training", "train.json", "00003")
+    assert (result["records"], result["quarantined_records"], result["quarantined"]) == (112, 3, 2)
+    lines = list(map(json.loads, (tmp_path / "out" / "quarantined_records.jsonl").read_text().splitlines()))
+    assert [(line["source"], line["file"], line["record"], line["line"]) for line in lines] == [
+        ("training", "train.json", "00003", 5),
+        ("training", "train.json", "00005", 7),
+        ("v_niah", "needles/*.png", "v_niah/needles/red_7_0.png", None),
+    ]
+    assert lines[0]["reason"].startswith("no such video: ")
+    assert lines[1]["reason"].startswith("training/videos/00005.mp4: UnreadableFile: ")
+    assert lines[2]["reason"].startswith("v_niah/needles/red_7_0.png: UnreadableFile: ")
+
+
+def test_the_time_left_counts_only_what_is_decoded_now(tmp_path):
+    config = stage_config(tmp_path, 0)
+    write = progress_writer(progress_path(config))
+    assert read_progress(config) is None
+    write(90, 100)
+    assert read_progress(config) == {"done": 90, "total": 100, "eta_s": None} | {
+        "elapsed_s": read_progress(config)["elapsed_s"]
+    }
+    write(100, 100)
+    assert read_progress(config)["eta_s"] == 0
+    progress_writer(progress_path(config))  # the next run starts without the old state
+    assert read_progress(config) is None
 
 
 def test_a_source_without_a_folder_or_files_is_refused_in_one_line(tmp_path, inputs):
