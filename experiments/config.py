@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipelines.attention import WISHES
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
+from pipelines.dataset_folder import FolderDataset
 from pipelines.finetune import Recipe
 from pipelines.models import RandomModel
 from pipelines.pretrained import PretrainedModel
@@ -169,7 +170,6 @@ class ClusterConfig:
     num_gpus: int | None
     max_retries: int
     decode_workers: int
-    chunk_tokens: int  # of a row that an evaluation reads in one forward: bounds its memory
     decode_timeout_s: float
     training: TrainingConfig
     search_workers: int
@@ -183,7 +183,7 @@ class Config:
     study: StudyConfig
     model: Annotated[RandomModel | PretrainedModel, Field(discriminator="kind")]
     recipe: Recipe
-    dataset: DatasetConfig
+    dataset: Annotated[DatasetConfig | FolderDataset, Field(discriminator="kind")]
     benchmarks: dict[str, NeedleBenchmark]
     cluster: ClusterConfig
     store: str

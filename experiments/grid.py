@@ -7,12 +7,14 @@ from pathlib import Path
 
 from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, VariantEntry
 from experiments.scale_search import SearchIdentity, SearchPlacement, search_stage
+from experiments.training import num_samples, training_budget, training_data, training_placement
 from hope_core import Variant, get_variant, make_variant
-from pipelines.data_stages import dataset_stage, frames_stage
+from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.data_stages import DatasetConfig
 from pipelines.engine import Stage, encode, fingerprint
-from pipelines.evaluate import EvaluatePlacement, evaluate_stage
+from pipelines.evaluate import evaluate_stage
 from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
-from pipelines.finetune import FinetunePlacement, Placement, finetune_stage
+from pipelines.finetune import finetune_stage
 from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import FrameBudget
 
@@ -88,26 +90,14 @@ def build_variant(entry: VariantEntry) -> Variant:
 def build_grid(config: Config) -> Grid:
     """Make every stage of the study. Raises ValueError for a variant, scale or length that cannot be."""
     study, cluster = config.study, config.cluster
-    dataset = dataset_stage(config.dataset)
-    budget = FrameBudget(
-        fps=config.dataset.fps,
-        frame_size=(config.dataset.frame_size, config.dataset.frame_size),
-        patch_size=config.model.patch_size,
-        merge_size=config.model.spatial_merge_size,
-        temporal_patch_size=config.model.temporal_patch_size,
-    )
-    longest = config.dataset.film_frames
-    if max(study.contexts_frames) > longest:
-        raise ValueError(
-            f"study.contexts_frames has {max(study.contexts_frames)}, but a film has {longest} frames; "
-            f"lower it or raise dataset.film_frames"
-        )
+    budget = training_budget(config)
+    _check_films(config)
     placement = PreprocessPlacement(
         cache_dir=str(Path(config.store).resolve() / "frame_cache"),
         num_workers=cluster.decode_workers,
         timeout_s=cluster.decode_timeout_s,
     )
-    frames = frames_stage(dataset, budget, placement)
+    dataset, frames = training_data(config, placement)
     variants = [(entry, build_variant(entry)) for entry in study.variants]
     for _, variant in variants:
         variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)  # refuses sizes that it cannot serve
@@ -121,6 +111,24 @@ def build_grid(config: Config) -> Grid:
         for context in contexts_of(config, benchmark)
     )
     return Grid(dataset, frames, {name: question_set(config, name) for name in config.benchmarks}, trials, cells)
+
+
+def _check_films(config: Config) -> None:
+    """Refuse needles without films to put them in, or too short ones."""
+    if not isinstance(config.dataset, DatasetConfig):
+        needles = [name for name, found in config.benchmarks.items() if isinstance(found, NeedleBenchmark)]
+        if needles:
+            raise ValueError(
+                f"benchmarks.{needles[0]} puts its needles into drawn films, and dataset is {config.dataset.name}; "
+                "leave it out, or train on dataset=needles"
+            )
+        return
+    wanted, longest = max(config.study.contexts_frames), config.dataset.film_frames
+    if wanted > longest:
+        raise ValueError(
+            f"study.contexts_frames has {wanted}, but a film has {longest} frames; "
+            f"lower it or raise dataset.film_frames"
+        )
 
 
 def contexts_of(config: Config, benchmark: str) -> tuple[int, ...]:
@@ -146,6 +154,7 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
         frames=frames,
         group=name,
         placement=training_placement(config),
+        num_samples=num_samples(config),
     )
     features = features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name)
     made = {"checkpoint": finetune, "features": features, "dataset": dataset}
@@ -167,32 +176,11 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
                 benchmark,
                 contexts_of(config, benchmark_name),
                 scale,
-                placement=EvaluatePlacement(chunk_tokens=config.cluster.chunk_tokens),
                 chosen_scale=search if rule == SEARCHED else None,
                 group=name,
                 **made,
             )
     return Trial(name, variant, seed, published, finetune, features, search, evaluations)
-
-
-def training_placement(config: Config) -> FinetunePlacement:
-    """Where the trials of a study train."""
-    training = config.cluster.training
-    return FinetunePlacement(
-        model=config.model,
-        num_workers=training.workers,
-        cpus_per_worker=training.cpus_per_worker,
-        gpus_per_worker=training.gpus_per_worker,
-        max_failures=config.cluster.max_retries,
-        loop=Placement(
-            device="cuda" if training.gpus_per_worker else "cpu",
-            micro_batch_size=training.micro_batch_size,
-            checkpoint_steps=training.checkpoint_steps,
-            gradient_checkpointing=training.gradient_checkpointing,
-            fsdp=training.fsdp,
-            attention=training.attention,
-        ),
-    )
 
 
 def question_set(config: Config, benchmark: str) -> str:

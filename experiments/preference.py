@@ -6,6 +6,7 @@ import torch
 
 from experiments.config import Config
 from experiments.grid import Trial
+from experiments.training import cell_side
 from hope_core.theory import over_frames
 from pipelines.pretrained import PretrainedModel
 
@@ -18,7 +19,7 @@ def preference_curve(config: Config, trial: Trial) -> dict[str, list[float]]:
 
     At the model's head size and base and the data's frame size, the variant at its published scale (1 without one).
     """
-    model, side = config.model, config.dataset.frame_size // (config.model.patch_size * config.model.spatial_merge_size)
+    model, side = config.model, cell_side(config)
     last = 16 * max(config.study.contexts_frames)
     frames = torch.unique(torch.logspace(0, math.log10(last), 60).round())
     values = over_frames(

@@ -27,6 +27,7 @@ from experiments.config import Config
 from experiments.grid import Cell, Grid, Trial, contexts_of, train_length
 from experiments.lookup import open_experiment, study_filter
 from experiments.preference import preference_curve
+from experiments.training import about_data
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
 from pipelines.preprocess import QUARANTINED_RECORDS
 from reports.results import search
@@ -320,7 +321,7 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
         },
         "scale_rules": list(study.scale_rules),
         "equal_scale": study.equal_scale,
-        "data": {"training_videos": config.dataset.num_train_videos, "films": config.dataset.num_films},
+        "data": about_data(config),
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines import preprocess
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
@@ -29,6 +29,7 @@ class DatasetConfig:
     frame_size: int
     fps: float
     seed: int
+    kind: Literal["drawn"] = "drawn"
 
 
 def dataset_stage(config: DatasetConfig) -> Stage:

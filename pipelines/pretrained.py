@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -87,6 +88,17 @@ class PretrainedModel:
         )
         values = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
         return tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
+
+    def absent_offline(self) -> str | None:
+        """Why it cannot be loaded without a network, if it cannot."""
+        for path, revision in ((self.path, self.revision), (self.language, self.language_revision)):
+            if (
+                path is not None
+                and not Path(path).is_dir()
+                and try_to_load_from_cache(path, "config.json", revision=revision) is None
+            ):
+                return f"{path} is not in the hub's local cache and HF_HUB_OFFLINE=1; set model.path to a local folder"
+        return None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(self.path, revision=self.revision)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -84,6 +83,8 @@ def save_model(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, p
 
 
 def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model  # seconds to import, and most trainings need none of it
+
     known = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     if unknown := set(lora.targets) - known:
         raise ValueError(f"recipe.lora.targets has {sorted(unknown)[0]!r}; the model has {', '.join(sorted(known))}")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ QUARANTINE_LIMIT = 0.01
 
 @dataclass(frozen=True)
 class Source:
-    """Record files below a folder, whose media the frames artifact holds as "dataset/PATH"."""
+    """Record files below a folder, whose media the frames artifact holds as "dataset/PATH".
+
+    Media paths are relative to their record file's folder.
+    """
 
     root: Path
     files: tuple[str, ...]
@@ -41,9 +44,10 @@ class Source:
 
     def records(self) -> Iterator[Record]:
         for name in self.files:
-            yield from read_dataset(
-                self.root / name, media_root=self.root, quarantine_limit=self.quarantine_limit
-            ).records
+            path = self.root / name
+            dataset = read_dataset(path, media_root=path.parent, quarantine_limit=self.quarantine_limit)
+            for record in dataset.records:  # an id is of one file only
+                yield record if len(self.files) == 1 else replace(record, id=f"{name}:{record.id}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ def test_every_named_study_composes_into_a_grid(study: str) -> None:
     [
         ([], r"no study given; add study=NAME, one of .*quickstart"),
         (["study=nope"], r"unknown study 'nope'; there are .*quickstart"),
-        (["study=smoke", "model=huge"], r"unknown model 'huge'; there are tiny"),
+        (["study=smoke", "model=huge"], r"unknown model 'huge'; there are .*tiny"),
+        (["study=smoke", "cluster.training.workers=0"], r"cluster\.training\.workers is 0; it must be 1 or more"),
+        (["study=smoke", "cluster.training.fsdp=true"], r"shards a model over workers; set cluster\.training\.workers"),
+        (["study=smoke", "cluster.training.attention=fast"], r"attention is 'fast'; allowed are auto, sdpa"),
+        (["study=smoke", "model=qwen2_vl_7b", "model.hidden_size=64"], r"unknown key model\.hidden_size"),
+        (["study=smoke", "recipe=lora_1gpu", "recipe.lora.rank=0"], r"recipe\.lora has rank 0"),
         (["study=smoke", "recipe.stpes=3"], r"unknown key recipe\.stpes"),
         (["study=smoke", "colour=red"], r"unknown key colour"),
         (["study=smoke", "+recipe.extra=1"], r"adds or removes a key"),

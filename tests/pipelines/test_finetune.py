@@ -1,15 +1,17 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import get_cosine_schedule_with_warmup
 
 from hope_core import get_variant
 from hope_core.modeling import load, variant_of
 from pipelines.engine import Artifact, LocalRunner, Store
-from pipelines.finetune import finetune_stage
+from pipelines.finetune import Lora, finetune_stage
 from pipelines.finetune.trainer import answer_loss
 from tests.pipelines import world
 
@@ -91,3 +93,35 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_floor() -> None
     assert max(rates) == pytest.approx(recipe.lr, rel=0.03)
     assert rates.index(max(rates)) == 9
     assert rates[-1] == pytest.approx(0.1 * recipe.lr, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 1}, "give one of the two"),
+        ({"warmup_share": 0.1}, "give one of the two"),
+        ({"steps": None, "epochs": 1}, "equal_lengths leaves rows out"),
+        ({"lora": Lora(2, 4, 0.0, ("q_proj",))}, "leaves the vision tower frozen"),
+    ],
+)
+def test_a_recipe_that_says_two_things_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(world.RECIPE, **change)
+
+
+def test_after_the_warm_up_the_cosine_is_that_of_transformers() -> None:
+    recipe = dataclasses.replace(
+        world.RECIPE, warmup_steps=None, warmup_share=0.1, cosine_after_warmup=True, final_lr_share=0.0
+    )
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=recipe.lr)
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=10, num_training_steps=100)
+    theirs = []
+    for _ in range(100):
+        optimizer.step()
+        schedule.step()
+        theirs.append(optimizer.param_groups[0]["lr"])
+    # Theirs begins at 0; ours, from the first step on, at what theirs has after it.
+    ours = [recipe.lr_at(step, 100) for step in range(100)]
+    assert ours[:10] == pytest.approx(theirs[:10])
+    assert ours[11:] == pytest.approx(theirs[10:99])

@@ -45,7 +45,14 @@ def train(
     return run(stage.config, trial, out_dir)
 
 
-def stage_of(model: Any, recipe: Recipe = RECIPE, variant: str = "hope", **placement: Any) -> Stage:
+def stage_of(
+    model: Any,
+    recipe: Recipe = RECIPE,
+    variant: str = "hope",
+    *,
+    spread: FinetunePlacement | None = None,
+    **placement: Any,
+) -> Stage:
     dataset, frames = world.data_stages(Path())
     return finetune_stage(
         get_variant(variant),
@@ -55,7 +62,7 @@ def stage_of(model: Any, recipe: Recipe = RECIPE, variant: str = "hope", **place
         dataset=dataset,
         frames=frames,
         group="g",
-        placement=FinetunePlacement(model, loop=Placement(**placement)),
+        placement=spread or FinetunePlacement(model, loop=Placement(**placement)),
     )
 
 
