@@ -170,6 +170,7 @@ class ClusterConfig:
     num_gpus: int | None
     max_retries: int
     decode_workers: int
+    chunk_tokens: int  # of a row that an evaluation reads in one forward: bounds its memory
     decode_timeout_s: float
     training: TrainingConfig
     search_workers: int

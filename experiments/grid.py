@@ -12,7 +12,7 @@ from hope_core import Variant, get_variant, make_variant
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.engine import Stage, encode, fingerprint
-from pipelines.evaluate import evaluate_stage
+from pipelines.evaluate import EvaluatePlacement, evaluate_stage
 from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
 from pipelines.finetune import finetune_stage
 from pipelines.preprocess import PreprocessPlacement
@@ -176,6 +176,7 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
                 benchmark,
                 contexts_of(config, benchmark_name),
                 scale,
+                placement=EvaluatePlacement(chunk_tokens=config.cluster.chunk_tokens),
                 chosen_scale=search if rule == SEARCHED else None,
                 group=name,
                 **made,

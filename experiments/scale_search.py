@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config import ScaleRange
 from experiments.scale_points import Reference, key_of, measure, summary
-from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.asked import Asked
 from pipelines.engine import Artifact, Resources, Stage, StageConfig, encode, fingerprint
 from pipelines.evaluate import Evaluator
 
@@ -39,7 +39,7 @@ class SearchIdentity:
     unfinished; None asks every question of every point.
     """
 
-    benchmark: NeedleBenchmark
+    benchmark: Asked
     contexts: tuple[int, ...]
     scales: tuple[float, ...] | ScaleRange
     seed: int

@@ -4,9 +4,11 @@ Every question is a line of `questions.jsonl`, written as it is answered; a rest
 """
 
 import json
+import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +17,86 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from hope_core.modeling import load
-from pipelines.benchmarks.needles import NeedleBenchmark, compose, split_films
-from pipelines.benchmarks.videos import NeedleVideo, Question
+from pipelines.asked import Asked, Videos
+from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.benchmarks.videos import FIRST_LETTER, NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
-from pipelines.features import FILM_PREFIX, open_features, read_needles
-from pipelines.prefill import Reader, text_ids, video_sources
+from pipelines.features import open_features
+from pipelines.prefill import Reader, cell_numbers, text_ids, video_sources
 
 # Visual tokens of the videos that are answered together where they share nothing: bounds the memory of a batch.
 TOKENS_PER_BATCH = 8192
-# Tokens of a row in one forward.
-CHUNK_TOKENS = 2048
+# What is generated where an answer's first letter is scored.
+NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class EvaluateIdentity:
-    """`scale`: positions per cell; None where the variant has none. It is read from the `scale` input if given."""
+    """`scale`: positions per cell; None where the variant has none. It is read from the `scale` input if given.
 
-    benchmark: NeedleBenchmark
-    contexts_frames: tuple[int, ...]
+    `contexts`: lengths in the benchmark's own unit.
+    """
+
+    asked: Asked
+    contexts: tuple[int, ...]
     scale: float | None
 
 
+@dataclass(frozen=True)
+class EvaluatePlacement:
+    """`chunk_tokens`: tokens of a row in one forward; they and the keys and values bound the memory."""
+
+    chunk_tokens: int
+
+
 def evaluate_stage(
-    benchmark: NeedleBenchmark,
-    contexts_frames: Sequence[int],
+    asked: Asked,
+    contexts: Sequence[int],
     scale: float | None,
     *,
     checkpoint: Stage,
     features: Stage,
-    dataset: Stage,
+    dataset: Stage | None,
+    placement: EvaluatePlacement,
     chosen_scale: Stage | None = None,
     group: str,
 ) -> Stage:
-    """With `chosen_scale`, the scale search whose choice replaces `scale`."""
-    inputs = {"checkpoint": checkpoint, "features": features, "dataset": dataset}
+    """`dataset`: of the drawn needles. With `chosen_scale`, the scale search whose choice replaces `scale`."""
+    inputs = {"checkpoint": checkpoint, "features": features}
+    if isinstance(asked, NeedleBenchmark):
+        assert dataset is not None
+        inputs["dataset"] = dataset
     if chosen_scale is not None:
         inputs["scale"] = chosen_scale
     at = "searched scale" if chosen_scale is not None else "no scale" if scale is None else f"scale {scale:g}"
     return Stage(
         name="evaluate",
-        code_version=1,
+        code_version=2,
         run=run,
-        config=StageConfig(EvaluateIdentity(benchmark, tuple(contexts_frames), scale)),
+        config=StageConfig(EvaluateIdentity(asked, tuple(contexts), scale), placement),
         inputs=inputs,
-        label=f"evaluate {group} on {benchmark.name}, {at}",
+        label=f"evaluate {group} on {asked.name}, {at}",
         resumable=True,
         process_group=group,
-        work_units=sum(contexts_frames) * len(benchmark.depths) * benchmark.videos_per_depth,
+        work_units=sum(contexts) * asked.num_videos_per_context,
     )
 
 
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
-    """Answer every test question and write `questions.jsonl`; the result has accuracies by context and kind."""
+    """Answer every test question and write `questions.jsonl`; the result has accuracies by context and kind.
+
+    `prefill` counts, by context, the cells that went through the model in this attempt, and those that a loop of one
+    full forward for each question would have taken.
+    """
     identity: EvaluateIdentity = config.identity
     scale = inputs["scale"].result["chosen"] if "scale" in inputs else identity.scale
-    evaluator = Evaluator(inputs, identity.benchmark, split="test")
+    evaluator = Evaluator(inputs, identity.asked, split="test", chunk_tokens=config.placement.chunk_tokens)
     path = out_dir / "questions.jsonl"
     answered = keep_whole_lines(path)
     with path.open("a", encoding="utf-8") as file:
-        for context_frames in identity.contexts_frames:
-            for line in evaluator.answers(context_frames, scale, skip=answered):
-                file.write(json.dumps(line) + "\n")
-                file.flush()
+        for line in evaluator.all_answers(identity.contexts, scale, skip=answered):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {
         "scale": scale,
@@ -84,7 +104,8 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
         "accuracy": _mean(lines),
         "contexts": {
             str(context): _summary([line for line in lines if line["context"] == context])
-            for context in identity.contexts_frames
+            | {"prefill": asdict(evaluator.prefill[context])}
+            for context in identity.contexts
         },
     }
 
@@ -99,102 +120,159 @@ def keep_whole_lines(path: Path) -> frozenset[str]:
     return frozenset(json.loads(line)["id"] for line in whole.decode().splitlines())
 
 
+@dataclass
+class Prefill:
+    """Cells that went through the model, and those that one full forward for each question would have taken."""
+
+    frames: int = 0
+    naive_frames: int = 0
+
+
 class Evaluator:
     """A loaded checkpoint with its benchmark's videos; answers them at any scale."""
 
-    def __init__(
-        self,
-        inputs: Mapping[str, Artifact],
-        benchmark: NeedleBenchmark,
-        *,
-        split: str,
-        chunk_tokens: int = CHUNK_TOKENS,
-    ) -> None:
-        self.benchmark = benchmark
-        self.chunk_tokens = chunk_tokens
+    def __init__(self, inputs: Mapping[str, Artifact], asked: Asked, *, split: str, chunk_tokens: int = 2048) -> None:
+        self._chunk_tokens = chunk_tokens
         self._model = load(inputs["checkpoint"].path / "checkpoint").eval()
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
         self._features = open_features(inputs["features"].path)
-        self._films = split_films(self._features.lengths(FILM_PREFIX), benchmark, split)
-        self._needles = read_needles(inputs["dataset"].path / "needles.json")
+        dataset = inputs["dataset"].path if "dataset" in inputs else None
+        self._videos = Videos(asked, self._features, split=split, dataset=dataset, tokenizer=self._tokenizer)
+        self.prefill: dict[int, Prefill] = defaultdict(Prefill)  # by context
 
-    def videos(self, context_frames: int) -> list[NeedleVideo]:
-        return compose(
-            self.benchmark,
-            films=self._films,
-            needles=self._needles,
-            context_frames=context_frames,
-            frames_per_cell=self._model.config.vision_config.temporal_patch_size,
-        )
+    def videos(self, context: int) -> list[NeedleVideo]:
+        frames_per_cell = self._model.config.vision_config.temporal_patch_size
+        return self._videos.of_length(context, frames_per_cell=frames_per_cell)
 
     def answers(
-        self, context_frames: int, scale: float | None, *, skip: frozenset[str] = frozenset()
+        self, context: int, scale: float | None, *, skip: frozenset[str] = frozenset()
     ) -> Iterator[dict[str, Any]]:
         """One record per question of this length that is not in `skip`, in a fixed order."""
-        waiting = [v for v in self.videos(context_frames) if not all(q.id in skip for q in v.questions)]
-        for batch in self._batches(waiting):
-            start = time.perf_counter()
-            predictions = self._answer(batch, scale)
-            seconds = (time.perf_counter() - start) / sum(len(video.questions) for video in batch)
-            for video, answered in zip(batch, predictions, strict=True):
-                for question, prediction in zip(video.questions, answered, strict=True):
-                    if question.id not in skip:
-                        yield self._record(video, question, prediction, scale, seconds)
+        return self.all_answers((context,), scale, skip=skip)
 
-    def _answer(self, videos: Sequence[NeedleVideo], scale: float | None) -> list[list[str]]:
-        """For each video the predicted answer of each of its questions, teacher-forced."""
-        rows = torch.stack([video_sources(video, self._features, self._tokenizer) for video in videos])
-        tails = [self._tails([video.questions[n] for video in videos]) for n in range(len(videos[0].questions))]
-        reader = Reader(
-            self._model,
-            self._features,
-            scale=scale,
-            capacity=rows.shape[1] + max(tail.shape[1] for tail, _ in tails),
-            chunk_tokens=self.chunk_tokens,
-        )
-        predictions: list[list[str]] = [[] for _ in videos]
-        for tail, last in tails:
-            best = reader.logits(torch.cat([rows, tail], dim=1), videos, last=last).argmax(-1)
-            for video_predictions, ids in zip(predictions, best.tolist(), strict=True):
-                video_predictions.append(" ".join(self._tokenizer.convert_ids_to_tokens(ids)))
-        return predictions
+    def all_answers(
+        self, contexts: Sequence[int], scale: float | None, *, skip: frozenset[str] = frozenset()
+    ) -> Iterator[dict[str, Any]]:
+        """The same of several lengths, which share what their videos begin with. The order depends on no `skip`."""
+        videos = [video for context in contexts for video in self.videos(context)]
+        waiting = [video for video in videos if not all(question.id in skip for question in video.questions)]
+        readable = []
+        for video in waiting:
+            if any(media not in self._features.spans for media in video.media):
+                yield from self._errors(video, scale, skip)
+            else:
+                readable.append(video)
+        for group in self._trees(readable) if self._videos.share_prefixes else self._batches(readable):
+            yield from self._read(group, scale, skip)
 
-    def _tails(self, questions: Sequence[Question]) -> tuple[Tensor, int]:
-        """Prompts and answers but for their last token, (B, S); and how many tokens an answer has."""
-        asked = [text_ids(self._tokenizer, question.prompt) for question in questions]
-        wanted = [text_ids(self._tokenizer, question.answer) for question in questions]
-        return torch.tensor([ask + want[:-1] for ask, want in zip(asked, wanted, strict=True)]), len(wanted[0])
+    def _trees(self, videos: Sequence[NeedleVideo]) -> Iterator[list[list[NeedleVideo]]]:
+        """For each film its videos, those with a common beginning side by side."""
+        films: dict[str, list[NeedleVideo]] = {}
+        for video in videos:
+            films.setdefault(video.film, []).append(video)
+        for of_film in films.values():
+            of_film.sort(key=lambda video: (video.before, cell_numbers(video, self._features).astype(">u4").tobytes()))
+            yield [[video] for video in of_film]
 
-    def _batches(self, videos: Sequence[NeedleVideo]) -> Iterator[list[NeedleVideo]]:
+    def _batches(self, videos: Sequence[NeedleVideo]) -> Iterator[list[list[NeedleVideo]]]:
         """Videos of one number of cells, in order, as many as TOKENS_PER_BATCH allows."""
         batch: list[NeedleVideo] = []
         for video in videos:
             full = (len(batch) + 1) * video.num_cells * self._features.tokens_per_cell > TOKENS_PER_BATCH
             if batch and (full or video.num_cells != batch[0].num_cells):
-                yield batch
+                yield [batch]
                 batch = []
             batch.append(video)
         if batch:
-            yield batch
+            yield [batch]
 
-    def _record(
-        self, video: NeedleVideo, question: Question, prediction: str, scale: float | None, seconds: float
-    ) -> dict[str, Any]:
+    def _read(
+        self, group: Sequence[Sequence[NeedleVideo]], scale: float | None, skip: frozenset[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Answer batches of videos one after the other on the same kept keys and values."""
+        reader = Reader(
+            self._model,
+            self._features,
+            scale=scale,
+            capacity=max(self._length(video) for batch in group for video in batch),
+            chunk_tokens=self._chunk_tokens,
+        )
+        for batch in group:
+            start = time.perf_counter()
+            read, naive = reader.read_tokens, reader.naive_tokens
+            rows = torch.stack([video_sources(video, self._features, self._tokenizer) for video in batch])
+            asked = range(len(batch[0].questions))
+            answered = [self._answer(reader, rows, batch, [video.questions[n] for video in batch]) for n in asked]
+            seconds = (time.perf_counter() - start) / (len(asked) * len(batch))
+            count = self.prefill[batch[0].context_frames]
+            count.frames += (reader.read_tokens - read) // self._features.tokens_per_cell
+            count.naive_frames += (reader.naive_tokens - naive) // self._features.tokens_per_cell
+            for place, video in enumerate(batch):
+                for question, made in zip(video.questions, answered, strict=True):
+                    if question.id not in skip:
+                        yield self._record(video, question, scale, seconds) | made[place]
+
+    def _answer(
+        self, reader: Reader, rows: Tensor, videos: Sequence[NeedleVideo], questions: Sequence[Question]
+    ) -> list[dict[str, Any]]:
+        """Prediction and score for one question of each video of a batch."""
+        asked = [text_ids(self._tokenizer, question.prompt) for question in questions]
+        if questions[0].scoring == FIRST_LETTER:
+            row = torch.cat([rows, torch.tensor(asked)], dim=1)
+            stop = self._tokenizer.eos_token_id
+            made = self._tokenizer.decode(reader.generate(row, videos[0], max_new_tokens=NEW_TOKENS, stop=stop))
+            letter = first_letter(made)
+            correct = letter is not None and letter == first_letter(questions[0].answer)
+            return [{"prediction": made, "correct": correct, "unparsed": letter is None}]
+        wanted = [text_ids(self._tokenizer, question.answer) for question in questions]
+        tails = torch.tensor([ask + want[:-1] for ask, want in zip(asked, wanted, strict=True)])
+        logits = reader.logits(torch.cat([rows, tails], dim=1), videos, last=len(wanted[0]))
+        best = logits.argmax(-1).tolist()
+        return [
+            {"prediction": self._tokenizer.decode(ids), "correct": ids == want}
+            for ids, want in zip(best, wanted, strict=True)
+        ]
+
+    def _length(self, video: NeedleVideo) -> int:
+        """The most tokens that a row of this video has."""
+        texts = max(
+            len(text_ids(self._tokenizer, question.prompt))
+            + max(NEW_TOKENS, len(text_ids(self._tokenizer, question.answer)))
+            for question in video.questions
+        )
+        before = len(text_ids(self._tokenizer, video.before)) if video.before else 0
+        return before + 2 + video.num_cells * self._features.tokens_per_cell + texts
+
+    def _errors(self, video: NeedleVideo, scale: float | None, skip: frozenset[str]) -> Iterator[dict[str, Any]]:
+        lacking = [media for media in video.media if media not in self._features.spans]
+        cause = "; ".join(f"{media}: {self._features.missing.get(media, 'no such file')}" for media in lacking)
+        for question in video.questions:
+            if question.id not in skip:
+                yield self._record(video, question, scale, 0.0) | {"error": cause}
+
+    def _record(self, video: NeedleVideo, question: Question, scale: float | None, seconds: float) -> dict[str, Any]:
+        """A question's line, not answered yet."""
         return {
             "id": question.id,
-            "benchmark": self.benchmark.name,
+            "benchmark": self._videos.name,
             "video": video.film,
             "kind": question.kind,
             "context": video.context_frames,
             "depth": video.depth,
             "prompt": question.prompt,
-            "prediction": prediction,
+            "prediction": "",
             "answer": question.answer,
-            "correct": prediction == question.answer,
+            "correct": False,
             "scale": scale,
             "error": None,
             "duration_s": round(seconds, 6),
         }
+
+
+def first_letter(text: str) -> str | None:
+    """The first option letter that stands alone in an answer, as in "(D) All are black"; None if there is none."""
+    found = re.search(r"\b([A-E])\b", text)
+    return found[1] if found else None
 
 
 def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

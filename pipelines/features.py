@@ -46,20 +46,23 @@ class Span:
 class Features:
     """Visual tokens of all media, `table` (C, N, D); `spans` by media id; `grid` is a cell's (H, W) in patches.
 
-    The table stays memory-mapped on the CPU: a reader takes from it what it needs.
+    The table stays memory-mapped on the CPU: a reader takes from it what it needs. `missing`: the media that could not
+    be decoded, and why.
     """
 
     table: Tensor
     spans: Mapping[str, Span]
     grid: tuple[int, int]
+    missing: Mapping[str, str]
 
     @property
     def tokens_per_cell(self) -> int:
         return self.table.shape[1]
 
-    def lengths(self, prefix: str) -> dict[str, int]:
-        """Cells of every medium whose id begins so."""
-        return {name: span.num_cells for name, span in self.spans.items() if name.startswith(prefix)}
+    def lengths(self, prefix: str) -> dict[str, int | None]:
+        """Cells of every medium whose id begins so, None for one that could not be decoded."""
+        found = {name: span.num_cells for name, span in self.spans.items()} | dict.fromkeys(self.missing)
+        return {name: cells for name, cells in sorted(found.items()) if name.startswith(prefix)}
 
 
 def features_stage(checkpoint: Stage, frames: Stage, *, media: tuple[str, ...], group: str) -> Stage:
@@ -80,7 +83,10 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     model = load(inputs["checkpoint"].path / "checkpoint").eval()
     frames = open_frames(inputs["frames"].path)
     media = sorted(name for name in frames if name.startswith(config.identity.media))
+    missing = _missing(inputs["frames"].path, config.identity.media)
     sizes = {frames.grid(name)[1:] for name in media}
+    if not sizes:
+        raise ValueError(f"no film and no needle could be decoded: {', '.join(missing.values())}")
     if len(sizes) != 1:
         raise ValueError(f"films and needles have cells of {sorted(sizes)} patches; give dataset.frame_size one size")
     ((height, width),) = sizes
@@ -96,9 +102,16 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     for name in media:
         _encode(model, frames, name, table[spans[name].first :])
     save_file({"cells": table}, out_dir / "features.safetensors")
-    about_all = {"grid": [height, width], "spans": {name: asdict(span) for name, span in spans.items()}}
+    spans_json = {name: asdict(span) for name, span in spans.items()}
+    about_all = {"grid": [height, width], "spans": spans_json, "missing": missing}
     (out_dir / "features.json").write_text(json.dumps(about_all), encoding="utf-8")
-    return {"num_media": len(media), "num_cells": total, "grid": [height, width]}
+    return {"num_media": len(media), "num_cells": total, "num_missing": len(missing), "grid": [height, width]}
+
+
+def _missing(frames: Path, prefixes: tuple[str, ...]) -> dict[str, str]:
+    """Media that the frames stage could not decode, with the cause."""
+    lines = map(json.loads, (frames / "quarantine.jsonl").read_text(encoding="utf-8").splitlines())
+    return {line["id"]: line["reason"] for line in lines if line["id"].startswith(prefixes)}
 
 
 def _encode(model: Any, frames: FrameStore, name: str, out: Tensor) -> None:
@@ -122,6 +135,7 @@ def open_features(path: Path) -> Features:
         table=load_file(path / "features.safetensors")["cells"],
         spans={name: Span(**span) for name, span in about["spans"].items()},
         grid=(height, width),
+        missing=about["missing"],
     )
 
 

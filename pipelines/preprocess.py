@@ -34,11 +34,15 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True, kw_only=True)
 class MediaSource:
-    """What to decode of one input: the media of its record files, and the files that match glob patterns."""
+    """What to decode of one input: the media of its record files, and the files that match glob patterns.
+
+    `content`: a digest of what the source holds, where it is no stage's artifact.
+    """
 
     name: str
     records: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

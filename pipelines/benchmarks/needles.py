@@ -39,6 +39,10 @@ class NeedleBenchmark:
     def title(self) -> str:
         return self.name.upper().replace("_", "-")
 
+    @property
+    def num_videos_per_context(self) -> int:
+        return self.videos_per_depth * len(self.depths)
+
     def __post_init__(self) -> None:
         if not self.depths or any(not 0 <= depth <= 1 for depth in self.depths):
             raise ValueError(f"benchmark.{self.name}.depths is {list(self.depths)}; give numbers from 0 to 1")
@@ -57,17 +61,18 @@ class Needle:
     answer: str
 
 
-def split_films(films: Mapping[str, int], benchmark: NeedleBenchmark, split: str) -> dict[str, int]:
+def split_films(
+    films: Mapping[str, int | None], name: str, num_validation_films: int, split: str
+) -> dict[str, int | None]:
     """The films (id -> cells) of "validation" or "test"; the two share none. Raises ValueError if one is empty."""
     names = sorted(films)
-    if len(names) <= benchmark.num_validation_films:
+    if not 0 < num_validation_films < len(names):
         raise ValueError(
-            f"benchmark.{benchmark.name}.num_validation_films is {benchmark.num_validation_films} of {len(names)} "
-            "films; leave at least one for the test questions"
+            f"benchmark.{name}.num_validation_films is {num_validation_films} of {len(names)} films; "
+            "leave at least one for validation and one for the test questions"
         )
-    cut = benchmark.num_validation_films
-    chosen = {"validation": names[:cut], "test": names[cut:]}[split]
-    return {name: films[name] for name in chosen}
+    chosen = {"validation": names[:num_validation_films], "test": names[num_validation_films:]}[split]
+    return {film: films[film] for film in chosen}
 
 
 def compose(

@@ -7,14 +7,14 @@ import torch
 from hope_core import compute_positions
 from hope_core.modeling import load, variant_of, vision_tokens
 from pipelines.engine import Artifact, StageConfig
-from pipelines.evaluate import EvaluateIdentity, Evaluator, keep_whole_lines, run
+from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, Evaluator, keep_whole_lines, run
 from tests.pipelines.world import benchmark
 
 CONTEXTS = (16, 40)
 
 
 def identity(scale: float | None = 0.75) -> StageConfig:
-    return StageConfig(EvaluateIdentity(benchmark(), CONTEXTS, scale))
+    return StageConfig(EvaluateIdentity(benchmark(), CONTEXTS, scale), EvaluatePlacement(chunk_tokens=2048))
 
 
 def inputs(trial: dict[str, Artifact]) -> dict[str, Artifact]:

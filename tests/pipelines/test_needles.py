@@ -28,14 +28,14 @@ def needle_at(video: NeedleVideo, question: str) -> list[tuple[int, Needle]]:
 
 
 def test_validation_and_test_films_share_none_and_cover_all() -> None:
-    validation, test = (split_films(FILMS, benchmark(), split) for split in ("validation", "test"))
+    validation, test = (split_films(FILMS, "v_niah", 1, split) for split in ("validation", "test"))
     assert not validation.keys() & test.keys()
     assert validation | test == FILMS
 
 
 def test_a_split_that_leaves_no_test_film_is_refused() -> None:
     with pytest.raises(ValueError, match=r"num_validation_films is 1 of 1 films"):
-        split_films({"film/000": 60}, benchmark(), "test")
+        split_films({"film/000": 60}, "v_niah", 1, "test")
 
 
 @pytest.mark.parametrize("period_frames", [0, 16])

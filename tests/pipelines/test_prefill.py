@@ -27,7 +27,7 @@ def model() -> Any:
 def features() -> Features:
     table = torch.randn(14, 2, 128, generator=torch.Generator().manual_seed(3))
     spans = {FILM: Span(0, 12, 1.0), "needle/a": Span(12, 1, 1.0), "needle/b": Span(13, 1, 1.0)}
-    return Features(table, spans, GRID)
+    return Features(table, spans, GRID, {})
 
 
 def video(frames: int, place: int, needle: str) -> NeedleVideo:

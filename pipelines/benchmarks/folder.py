@@ -1,0 +1,126 @@
+"""What needle benchmarks from a folder have in common: films and pictures in it, records in JSON, a grid of lengths.
+
+The folder's path is placement. Its content is the identity: the records as read, and the names and sizes of its media
+(their content is hashed when they are decoded, where a change of bytes alone is a new entry of the frame cache).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.engine import Stage, StageConfig
+from pipelines.engine.stage import Resources
+from pipelines.preprocess import MediaSource, PreprocessIdentity, PreprocessPlacement
+from pipelines.preprocess import run as preprocess
+from pipelines.video.budget import FrameBudget
+
+# The source name of every such folder: two benchmarks on the same films share their frames and features.
+SOURCE = "folder"
+
+
+@dataclass(frozen=True)
+class FolderBudget:
+    """How the films and pictures of a benchmark's folder are decoded; sizes in pixels, the same for all of them."""
+
+    fps: float
+    max_frames: int
+    frame_height: int
+    frame_width: int
+
+
+class Grid(Protocol):
+    """The part of a benchmark that `check_grid` looks at."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def contexts(self) -> tuple[int, ...]: ...
+    @property
+    def depths(self) -> tuple[float, ...]: ...
+    @property
+    def num_validation_films(self) -> int: ...
+
+
+def check_grid(benchmark: Grid) -> None:
+    """Raise ValueError for lengths or depths that cannot be."""
+    place = f"benchmark.{benchmark.name}"
+    if not benchmark.contexts or min(benchmark.contexts) < 1:
+        raise ValueError(f"{place}.contexts is {list(benchmark.contexts)}; give lengths of 1 cell or more")
+    if not benchmark.depths or any(not 0 <= depth <= 1 for depth in benchmark.depths):
+        raise ValueError(f"{place}.depths is {list(benchmark.depths)}; give numbers from 0 to 1")
+    if benchmark.num_validation_films < 0:
+        raise ValueError(f"{place}.num_validation_films is {benchmark.num_validation_films}; it must be 0 or more")
+
+
+def media_id(folder: str, path: str) -> str:
+    """The id of a file in the frames and features of the benchmark's folder."""
+    return f"{SOURCE}/{folder}/{path}"
+
+
+def media_digest(root: Path, folders: Sequence[str]) -> str:
+    """A digest of the names and sizes of the files in these folders. Raises ValueError for one that is empty."""
+    lines = []
+    for folder in folders:
+        files = sorted(path for path in (root / folder).glob("*") if path.is_file())
+        if not files:
+            raise ValueError(
+                f"no files in {root / folder}; set the benchmark's root to the folder that holds {folder}/"
+            )
+        lines += [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def folder_frames_stage(
+    name: str, root: Path, folders: Sequence[str], budget: FrameBudget, placement: PreprocessPlacement
+) -> Stage:
+    """Decode the films and pictures in these folders of `root`; what cannot be decoded stops nothing."""
+    files = tuple(f"{folder}/*" for folder in folders)
+    source = MediaSource(name=SOURCE, files=files, content=media_digest(root, folders))
+    identity = PreprocessIdentity(budget=budget, sources=(source,), quarantine_limit=1.0)
+    return Stage(
+        name="frames",
+        code_version=1,
+        run=preprocess,
+        config=StageConfig(identity, replace(placement, roots={**placement.roots, SOURCE: str(root)})),
+        # Ray Data's actors hold the CPUs; the task that drives them must not.
+        resources=Resources(num_cpus=0),
+        label=f"decode {name}",
+    )
+
+
+def read_json_records(path: Path) -> list[Mapping[str, Any]]:
+    """The objects of a JSON array. Raises ValueError in one line."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read records from {path}: {error}") from None
+    if not isinstance(records, list) or not records or not all(isinstance(record, Mapping) for record in records):
+        raise ValueError(f"{path} is no JSON array of records; give a list of objects")
+    return records
+
+
+def require(record: Mapping[str, Any], names: Sequence[str], path: Path, number: int) -> dict[str, str]:
+    """The texts of these fields. Raises ValueError for one that is missing or no text."""
+    for name in names:
+        if not isinstance(record.get(name), str):
+            raise ValueError(f"{path} record {number}: {name!r} must be a text; the record has {', '.join(record)}")
+    return {name: record[name] for name in names}
+
+
+def in_final_cells(insertions: Sequence[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
+    """Pictures given by the film cell that they are put in front of, by the cell that they take; ties keep order."""
+    ordered = sorted(insertions, key=lambda item: item[0])
+    return tuple((place + before, picture) for before, (place, picture) in enumerate(ordered))
+
+
+def check_length(name: str, films: Mapping[str, int | None], context: int) -> None:
+    """Raise ValueError for a film that is shorter than a context; None is a film that cannot be read."""
+    for film, cells in films.items():
+        if cells is not None and cells < context:
+            raise ValueError(
+                f"benchmark.{name}: film {film} has {cells} cells, a context {context}; lower contexts, raise "
+                f"budget.fps or budget.max_frames, or take the film out"
+            )
