@@ -11,6 +11,7 @@ from experiments.commands import (
     prepare_compare,
     prepare_doctor,
     prepare_explain,
+    prepare_launch,
     prepare_plan,
     prepare_report,
     prepare_rerun,
@@ -161,6 +162,28 @@ def build_parser() -> argparse.ArgumentParser:
             "study=quickstart",
         )
     )
+    launch = takes_study(
+        command(
+            "launch",
+            "run a study as a Ray job on a cluster, or print a manifest that does",
+            prepare_launch,
+            "--address http://HEAD:8265 --follow study=quickstart store=/shared/hope",
+            "--address http://HEAD:8265 --job hope-quickstart-20260101-120000 --follow",
+            "--print rayjob --image IMAGE --claim CLAIM study=quickstart store=/shared/hope",
+            "--print slurm --workers 4 --gpus 8 study=quickstart store=/shared/hope",
+        )
+    )
+    launch.add_argument("--address", metavar="URL", help="the cluster's job server, http://HEAD:8265")
+    launch.add_argument("--follow", action="store_true", help="print the job's log until it ends, and exit as it did")
+    launch.add_argument("--job", metavar="ID", help="show a job that was launched")
+    launch.add_argument("--rerun", action="store_true", help="hope rerun instead of hope run")
+    launch.add_argument("--print", choices=("rayjob", "cronjob", "slurm"), help="print a manifest instead")
+    launch.add_argument("--image", help="of the manifest's containers, with HoPE Lab")
+    launch.add_argument("--claim", help="the persistent volume claim that holds the store")
+    launch.add_argument("--workers", type=int, default=1, metavar="N", help="nodes that run stages")
+    launch.add_argument("--cpus", type=int, default=8, metavar="N", help="of each worker")
+    launch.add_argument("--gpus", type=int, default=0, metavar="N", help="of each worker")
+    launch.add_argument("--memory-gib", type=int, default=32, metavar="N", help="of each worker")
     compare = command(
         "compare",
         "compare two trials cell by cell, on the questions that both answered",

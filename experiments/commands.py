@@ -96,6 +96,42 @@ def prepare_schedule_start(args: argparse.Namespace) -> Command:
     return start
 
 
+def prepare_launch(args: argparse.Namespace) -> Command:
+    from experiments import launch
+    from experiments.config import load_config
+
+    if args.job is not None:
+        if args.address is None or args.overrides:
+            raise ValueError("--job shows a job of the cluster at --address; give no study with it")
+        return lambda _: launch.show(launch.connect(args.address), args.job, follows=args.follow)
+    if (args.address is None) == (args.print is None):
+        raise ValueError("give --address http://HEAD:8265, or --print with one of rayjob, cronjob, slurm")
+    config, _ = load_config(args.overrides)
+    if args.print is not None:
+        words = launch.study_words(
+            args.overrides,
+            command="hope rerun" if args.rerun or args.print == "cronjob" else "hope run",
+            cluster=args.print != "cronjob",
+        )
+        node = launch.Node(args.workers, args.cpus, args.gpus, args.memory_gib, args.image, args.claim)
+        text = launch.manifest(args.print, words, config.study.name, node)
+
+        def show_manifest(_: argparse.Namespace) -> int:
+            print(text)
+            return 0
+
+        return show_manifest
+    command = f"python -m experiments {'rerun' if args.rerun else 'run'}"
+    words = launch.study_words(args.overrides, command=command, cluster=True)
+    job = launch.submit(args.address, words, config.study.name)
+
+    def show(_: argparse.Namespace) -> int:
+        print(f"job {job}; hope launch --address {args.address} --job {job} --follow shows it", flush=True)
+        return launch.show(launch.connect(args.address), job, follows=True) if args.follow else 0
+
+    return show
+
+
 def scheduled_store(overrides: Sequence[str]) -> Path:
     """The store named by `store=FOLDER`. Raises ValueError where it has no schedule."""
     from experiments.doctor import output_folder

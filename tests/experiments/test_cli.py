@@ -22,6 +22,7 @@ from hope_core import list_variants
         "status",
         "report",
         "sync",
+        "launch",
         "compare",
         "variants",
         "theory",

@@ -1,0 +1,166 @@
+"""`hope launch`: the same study as a Ray job on a cluster, or a manifest that starts one."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.config import CONF, load_config
+from pipelines.engine.store import URL
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+SOURCES = ("hope_core", "pipelines", "experiments", "reports", "conf")
+MAX_PACKAGE_MIB = 10
+TEMPLATES = {"rayjob": "rayjob.yaml.j2", "cronjob": "cronjob.yaml.j2", "slurm": "slurm.sh.j2"}
+AUTH_MODES = ("token", "disabled")
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What each worker of a manifest has, and the image and the claim of the store, which Slurm needs not."""
+
+    workers: int
+    cpus: int
+    gpus: int
+    memory_gib: int
+    image: str | None = None
+    claim: str | None = None
+
+
+def study_words(overrides: Sequence[str], *, command: str, cluster: bool) -> list[str]:
+    """`hope run ...` as the cluster runs it. Raises ValueError for a study or a store that cannot be there."""
+    config, _ = load_config(overrides)
+    if any("\n" in override for override in overrides):
+        raise ValueError("an override holds a line break; write it in one line")
+    if not any(override.startswith("store=") for override in overrides):
+        raise ValueError("no store given; add store=FOLDER, a full path on a disk that all nodes share")
+    if not URL.match(config.store) and not Path(config.store).is_absolute():
+        raise ValueError(f"store {config.store!r} is relative; give the full path of a folder that all nodes share")
+    joins = ["cluster=address"] if cluster and not any(word.startswith("cluster=") for word in overrides) else []
+    return [*command.split(), *overrides, *joins]
+
+
+def submit(address: str, words: Sequence[str], name: str) -> str:
+    """Send this installation's source to the cluster and start the job; its id.
+
+    Raises ValueError where the cluster does not answer or takes no job.
+    """
+    client = connect(address)
+    with staged_source() as folder:
+        job = client.submit_job(
+            entrypoint=shlex.join(words),
+            submission_id=f"hope-{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
+            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
+            metadata={"command": shlex.join(words)},
+        )
+    return str(job)
+
+
+def connect(address: str) -> "JobSubmissionClient":
+    """A client of the cluster's job server. Raises ValueError in one line where there is none, or no token for it.
+
+    Ray takes the token from RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. The mode is said here,
+    as Ray's own default depends on what ran on this machine before.
+    """
+    if not re.fullmatch(r"https?://[^/]+/?", address):
+        raise ValueError(f"--address is {address!r}; give the job server as http://HOST:8265")
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode not in AUTH_MODES:
+        raise ValueError(f"RAY_AUTH_MODE is {mode!r}; it may be {' or '.join(AUTH_MODES)}")
+    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if mode == "token" and not named and not (Path.home() / ".ray" / "auth_token").exists():
+        raise ValueError(
+            "no token for the cluster: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or RAY_AUTH_MODE=disabled for a "
+            "cluster without tokens"
+        )
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        client.get_version()
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"job server {address}: {str(error).strip().splitlines()[0]}") from None
+    return client
+
+
+@contextmanager
+def staged_source() -> Iterator[Path]:
+    """A folder with the project's own source only. Raises ValueError when something large has got among it."""
+    root = CONF.parent
+    with tempfile.TemporaryDirectory(prefix="hope-launch-") as folder:
+        for part in SOURCES:
+            shutil.copytree(root / part, Path(folder) / part, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        sizes = {path: path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()}
+        if sum(sizes.values()) > MAX_PACKAGE_MIB * 2**20:
+            largest = max(sizes, key=lambda path: sizes[path])
+            raise ValueError(
+                f"the source to send has {sum(sizes.values()) / 2**20:.0f} MiB, more than {MAX_PACKAGE_MIB}; the "
+                f"largest file is {largest.relative_to(folder)}: move what is no source out of {root}"
+            )
+        yield Path(folder)
+
+
+def show(client: "JobSubmissionClient", job: str, *, follows: bool) -> int:
+    """Print a job's state and, if it is followed, its log until it ends; its exit code, 0 while it runs."""
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    try:
+        info = client.get_job_info(job)
+        if follows:
+            asyncio.run(tail())
+            while not (info := client.get_job_info(job)).status.is_terminal():
+                time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        print(f"job {job} goes on")
+        return 130
+    print(f"job {job}: {info.status.value.lower()}")
+    return job_exit_code(info) if info.status.is_terminal() else 0
+
+
+def job_exit_code(info: Any) -> int:
+    """The exit code of the study's own process; 1 for a job that ended without one."""
+    if info.status == "SUCCEEDED":
+        return 0
+    code = info.driver_exit_code
+    return code if code and code > 0 else 1
+
+
+def manifest(kind: str, words: Sequence[str], name: str, node: Node) -> str:
+    """A RayJob, a CronJob or a Slurm script that runs the words. Raises ValueError where something is missing."""
+    if kind != "slurm" and (node.image is None or node.claim is None):
+        raise ValueError(f"--print {kind} needs --image, one with HoPE Lab, and --claim, the volume claim of the store")
+    for field in ("workers", "cpus", "memory_gib"):
+        if getattr(node, field) < 1:
+            raise ValueError(f"--{field.replace('_', '-')} is {getattr(node, field)}; give at least 1")
+    import ray
+
+    store = Path(next(word.removeprefix("store=") for word in reversed(words) if word.startswith("store=")))
+    resources = {"cpu": str(node.cpus), "memory": f"{node.memory_gib}Gi"}
+    templates = Environment(loader=FileSystemLoader(CONF / "cluster"), undefined=StrictUndefined, trim_blocks=True)
+    templates.filters["json"] = json.dumps  # JSON is YAML; jinja's own filter escapes quotes for HTML
+    return templates.get_template(TEMPLATES[kind]).render(
+        vars(node),
+        name=re.sub(r"[^a-z0-9]+", "-", f"hope-{name}".lower()).strip("-"),
+        command=shlex.join(words),
+        words=list(words),
+        mount=str(store if len(store.parts) == 2 else store.parent),
+        ray_version=ray.__version__,
+        worker_resources=resources | ({"nvidia.com/gpu": str(node.gpus)} if node.gpus else {}),
+    )
