@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test check format bench clean
+.PHONY: help setup run test check format bench gpu-check clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make .venv and install the project with exact versions
 
@@ -30,6 +30,9 @@ test: check  ## the checks and the whole default test suite, on two processes
 
 bench: setup  ## speed and memory as ratios in one run
 	$(BIN)/python -m tests.bench
+
+gpu-check: setup  ## training steps of a 2B-sized model on a CUDA device: speed, memory, cost of variants
+	$(BIN)/python -m tests.bench.gpu_check
 
 format: setup  ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
