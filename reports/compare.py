@@ -126,9 +126,10 @@ class Change:
 
     def text(self) -> str:
         where = f"{self.benchmark} {self.context} {self.scale_rule}"
+        said = f", {self.verdict_before} → {self.verdict_after}" if self.rank else ""
         return (
-            f"{self.variant} on {where}: {percent(self.before)} -> {percent(self.after)} "
-            f"({points(self.after - self.before)}), {self.verdict_before} -> {self.verdict_after}"
+            f"{self.variant} on {where}: {percent(self.before)} → {percent(self.after)} "
+            f"({points(self.after - self.before)}){said}"
         )
 
 

@@ -27,7 +27,7 @@ def comparison_addresses(tracking_uri: str, server: str) -> dict[str, str]:
         cells = [run for run in children(client, here, "cell", trials) if run.info.status == "FINISHED"]
         cells.sort(key=lambda run: (-context_size(run.data.tags["context"]), run.info.run_name))
         if cells:
-            ids, experiments = ([run.info.run_id for run in cells[:MOST_RUNS]], [here])
-            query = f"runs={quote(json.dumps(ids))}&experiments={quote(json.dumps(experiments))}"
+            ids = json.dumps([run.info.run_id for run in cells[:MOST_RUNS]], separators=(",", ":"))
+            query = f"runs={quote(ids)}&experiments={quote(json.dumps([here]))}"
             found[experiment.name] = f"{server}/#/compare-runs?{query}"
     return found

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import inf
+from math import inf, log10
 from typing import Any
 
 import matplotlib as mpl
@@ -256,6 +256,9 @@ def preference_curves(name: str, alt: str, rows: Sequence[tuple[Look, Sequence[f
             order = 3 if look.colour == INK else 2
             axes.plot(frames, values, color=look.colour, linestyle=look.dash, linewidth=1.6, zorder=order)
         axes.set_xscale("log")
+        decades = [10**power for power in range(1 + int(log10(max(frames[-1] for _, frames, _ in rows))))]
+        axes.set_xticks(decades, [f"{decade:,}" for decade in decades])
+        axes.minorticks_off()
         axes.set_xlabel("distance (frames)")
         axes.set_ylabel("S / (2 sigma²)")
 

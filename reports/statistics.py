@@ -162,7 +162,9 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
     error = sqrt(variance)
     reach = error * float(stats.t.ppf(1 - ALPHA / 2, degrees_of_freedom))
     p_value = float(2 * stats.t.sf(abs(value) / error, degrees_of_freedom))
-    return Estimate(value, value - reach, value + reach, error, degrees_of_freedom, p_value, num_seeds)
+    return Estimate(
+        value, max(-1.0, value - reach), min(1.0, value + reach), error, degrees_of_freedom, p_value, num_seeds
+    )
 
 
 def guarded(pooled: Components, own: Components) -> Components:
