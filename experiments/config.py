@@ -7,7 +7,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
+from experiments.axes import as_overrides, combinations, expand_parts, refuse_set_axes, setting_name
 from pipelines.attention import WISHES
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
@@ -113,6 +114,9 @@ class StudyConfig:
     scale_rules: tuple[str, ...]
     equal_scale: float
     search: SearchConfig
+    axes: dict[str, list[Any]] | None = None
+    exclude: tuple[dict[str, Any], ...] = ()
+    parts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for field in ("variants", "seeds", "contexts_frames", "scale_rules"):
@@ -177,24 +181,50 @@ class ClusterConfig:
     search_storage: str | None
 
 
+Dataset = Annotated[DatasetConfig | FolderDataset, Field(discriminator="kind")]
+Model = Annotated[RandomModel | PretrainedModel, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of the study's axes: `values` by key, what they make, and its name ("" without axes)."""
+
+    name: str
+    values: dict[str, Any]
+    model: Model
+    recipe: Recipe
+    dataset: Dataset
+
+
 @dataclass(frozen=True)
 class Config:
-    """The whole config. `store` is the folder of every output; `tracking_uri` null means mlflow.db in it."""
+    """The whole config. `store` is the folder of every output; `tracking_uri` null means mlflow.db in it.
+
+    `settings` has one entry for each combination of study.axes; `setting` names the one that this config is of.
+    """
 
     study: StudyConfig
-    model: Annotated[RandomModel | PretrainedModel, Field(discriminator="kind")]
+    model: Model
     recipe: Recipe
-    dataset: Annotated[DatasetConfig | FolderDataset, Field(discriminator="kind")]
+    dataset: Dataset
     benchmarks: dict[str, NeedleBenchmark]
     cluster: ClusterConfig
     store: str
     tracking_uri: str | None
     on_failure: typing.Literal["continue", "stop"]
+    settings: tuple[Setting, ...] = ()
+    setting: str = ""
 
     def __post_init__(self) -> None:
         if self.study.search.benchmark not in self.benchmarks:
             known = ", ".join(self.benchmarks)
             raise ValueError(f"study.search.benchmark is {self.study.search.benchmark!r}; the study has {known}")
+
+    def at(self, setting: Setting) -> "Config":
+        """This config at one of its settings."""
+        return replace(
+            self, model=setting.model, recipe=setting.recipe, dataset=setting.dataset, settings=(), setting=setting.name
+        )
 
     @property
     def tracking(self) -> str:
@@ -220,13 +250,25 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"{override!r} is no override; write key=value, for example study=quickstart")
-        key, value = override.split("=", 1)
-        if key.startswith(("+", "~")):
-            raise ValueError(f"{override!r} adds or removes a key; only known keys can be set: {key.lstrip('+~')}=...")
-        if key in GROUPS and value not in choices(key):
-            raise ValueError(f"unknown {key} {value!r}; there are {', '.join(choices(key))} (conf/{key}/*.yaml)")
+        if override.startswith(("+", "~")):
+            key = override.split("=", 1)[0].lstrip("+~")
+            raise ValueError(f"{override!r} adds or removes a key; only known keys can be set: {key}=...")
     if not any(override.startswith("study=") for override in overrides):
         raise ValueError(f"no study given; add study=NAME, one of {', '.join(choices('study'))}")
+    config, resolved = _compose(overrides)
+    refuse_set_axes(config.study.axes, overrides)
+    settings = []
+    for values in combinations(config.study.axes):
+        here, _ = _compose([*overrides, *as_overrides(values)]) if values else (config, resolved)
+        settings.append(Setting(setting_name(values), values, here.model, here.recipe, here.dataset))
+    return replace(config, settings=tuple(settings)), resolved
+
+
+def _compose(overrides: Sequence[str]) -> tuple[Config, str]:
+    """One config and its YAML, without its settings."""
+    for key, value in (override.split("=", 1) for override in overrides):
+        if key in GROUPS and value not in choices(key):
+            raise ValueError(f"unknown {key} {value!r}; there are {', '.join(choices(key))} (conf/{key}/*.yaml)")
     added = named_benchmarks(overrides)
     own = "" if not added else (CONF / "study" / f"{_study_name(overrides)}.yaml").read_text(encoding="utf-8")
     composing = [override for override in overrides if not override.startswith("benchmark=")]
@@ -238,7 +280,8 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
     if isinstance(values["study"].get("variants"), list):  # a bare name is short for {name: NAME}
-        entries = values["study"]["variants"]
+        entries, _ = expand_parts(values["study"]["parts"])
+        entries = values["study"]["variants"] + entries
         values["study"]["variants"] = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
     _refuse_unknown(values, Config, "")
     try:

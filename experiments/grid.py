@@ -1,11 +1,13 @@
 """A study's grid: its trials, their stages, and the cells that the report compares."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, VariantEntry
+from experiments.axes import matches
+from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, Setting, StudyConfig, VariantEntry
 from experiments.scale_search import SearchIdentity, SearchPlacement, search_stage
 from experiments.training import num_samples, training_budget, training_data, training_placement
 from hope_core import Variant, get_variant, make_variant
@@ -21,9 +23,13 @@ from pipelines.video.budget import FrameBudget
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning and what follows from it; `evaluations` by (benchmark, scale rule)."""
+    """One fine-tuning and what follows from it; `evaluations` by (benchmark, scale rule).
+
+    `config` is the study's at this trial's setting of the further axes.
+    """
 
     name: str
+    config: Config
     variant: Variant
     seed: int
     published_scale: float | None
@@ -31,6 +37,16 @@ class Trial:
     features: Stage
     search: Stage | None
     evaluations: dict[tuple[str, str], Stage]
+
+    @property
+    def setting(self) -> str:
+        """The values of the study's further axes, "" where it has none."""
+        return self.config.setting
+
+    @property
+    def label(self) -> str:
+        """What tables call this trial and those of other seeds."""
+        return label(self.variant.name, self.setting)
 
     def stages(self) -> Iterator[Stage]:
         yield self.finetune
@@ -50,6 +66,7 @@ class Cell:
     scale_rule: str
     stage: Stage
     budget: FrameBudget
+    question_set: str
 
     @property
     def id(self) -> str:
@@ -58,7 +75,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that a study runs; `question_sets` by benchmark."""
+    """Everything that a study runs. Data set, frames and question sets are those of its first setting."""
 
     dataset: Stage
     frames: Stage
@@ -87,8 +104,63 @@ def build_variant(entry: VariantEntry) -> Variant:
     )
 
 
+def label(variant: str, setting: str) -> str:
+    return f"{variant} · {setting}" if setting else variant
+
+
 def build_grid(config: Config) -> Grid:
     """Make every stage of the study. Raises ValueError for a variant, scale or length that cannot be."""
+    grids = [_at_one_setting(config.at(setting)) for setting in config.settings]
+    cells = [(cell, setting) for grid, setting in zip(grids, config.settings, strict=True) for cell in grid.cells]
+    whole = replace(grids[0], trials=tuple(trial for grid in grids for trial in grid.trials))
+    return with_cells(whole, _not_excluded(config.study, cells))
+
+
+def with_cells(grid: Grid, cells: tuple[Cell, ...]) -> Grid:
+    """The part of the grid that these cells rest on."""
+    kept = {(cell.trial.name, cell.benchmark, cell.scale_rule) for cell in cells}
+    trials = []
+    for trial in grid.trials:
+        evaluations = {key: stage for key, stage in trial.evaluations.items() if (trial.name, *key) in kept}
+        searched = any(rule == SEARCHED for _, rule in evaluations)
+        if evaluations:
+            trials.append(replace(trial, evaluations=evaluations, search=trial.search if searched else None))
+    return replace(grid, trials=tuple(trials), cells=cells)
+
+
+def _not_excluded(study: StudyConfig, cells: Sequence[tuple[Cell, Setting]]) -> tuple[Cell, ...]:
+    """The cells that no entry of study.exclude names. Raises ValueError for one that names none, or a baseline."""
+    kept = list(cells)
+    for pattern in study.exclude:
+        known = [*_coordinates(*cells[0])]
+        if unknown := [key for key in pattern if key not in known]:
+            raise ValueError(f"study.exclude has {unknown[0]!r}; allowed are {', '.join(known)}")
+        here = [pair for pair in kept if not matches(pattern, _coordinates(*pair))]
+        if len(here) == len(kept):
+            raise ValueError(f"study.exclude has {pattern}, which names no cell that is left; remove or correct it")
+        kept = here
+    names = {(cell.trial.variant.name, cell.trial.setting, cell.trial.seed) for cell, _ in kept}
+    for name, setting, seed in sorted(names):
+        if (study.baseline, setting, seed) not in names:
+            at = f" at {setting}" if setting else ""
+            raise ValueError(f"study.exclude leaves {name} seed {seed}{at} without its baseline {study.baseline}")
+    if not kept:
+        raise ValueError("study.exclude leaves no cell; remove some of it")
+    return tuple(cell for cell, _ in kept)
+
+
+def _coordinates(cell: Cell, setting: Setting) -> dict[str, Any]:
+    return {
+        "variant": cell.trial.variant.name,
+        "seed": cell.trial.seed,
+        "benchmark": cell.benchmark,
+        "context": cell.context,
+        "scale_rule": cell.scale_rule,
+        **setting.values,
+    }
+
+
+def _at_one_setting(config: Config) -> Grid:
     study, cluster = config.study, config.cluster
     budget = training_budget(config)
     _check_films(config)
@@ -104,13 +176,14 @@ def build_grid(config: Config) -> Grid:
     trials = tuple(
         _trial(config, entry, variant, seed, dataset, frames) for seed in study.seeds for entry, variant in variants
     )
+    question_sets = {name: question_set(config, name) for name in config.benchmarks}
     cells = tuple(
-        Cell(trial, benchmark, context, rule, stage, budget)
+        Cell(trial, benchmark, context, rule, stage, budget, question_sets[benchmark])
         for trial in trials
         for (benchmark, rule), stage in trial.evaluations.items()
         for context in contexts_of(config, benchmark)
     )
-    return Grid(dataset, frames, {name: question_set(config, name) for name in config.benchmarks}, trials, cells)
+    return Grid(dataset, frames, question_sets, trials, cells)
 
 
 def _check_films(config: Config) -> None:
@@ -143,7 +216,7 @@ def train_length(config: Config, benchmark: str) -> int:
 
 def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dataset: Stage, frames: Stage) -> Trial:
     study = config.study
-    name = f"{variant.name}-s{seed}"
+    name = f"{variant.name}[{config.setting}]-s{seed}" if config.setting else f"{variant.name}-s{seed}"
     # One process per variant and seed: nothing that a library keeps in memory can pass from one variant to another.
     finetune = finetune_stage(
         variant,
@@ -181,7 +254,7 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
                 group=name,
                 **made,
             )
-    return Trial(name, variant, seed, published, finetune, features, search, evaluations)
+    return Trial(name, config, variant, seed, published, finetune, features, search, evaluations)
 
 
 def question_set(config: Config, benchmark: str) -> str:

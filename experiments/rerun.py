@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from experiments.config import named_benchmarks
-from experiments.grid import Trial
-from experiments.study import Study, open_study, run_study, say, with_cells
+from experiments.grid import Trial, with_cells
+from experiments.study import Study, open_study, run_study, say
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,20 @@
 """Running a study: plan, run what is missing, mirror it in MLflow, report."""
 
-import fnmatch
+import json
 import os
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from experiments.config import Config, load_config
-from experiments.grid import Cell, Grid, build_grid, contexts_of
+from experiments.grid import Grid, build_grid, contexts_of, with_cells
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, doing, duration
-from pipelines.engine import Event, EventKind, PlannedStage, State, Store, Summary, explain, plan, walk
+from pipelines.engine import Event, EventKind, PlannedStage, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 from reports.render import write_report
 from reports.results import earlier_study, load_study, without_password
@@ -33,7 +35,7 @@ class Study:
 
     def again(self, command: str) -> str:
         """The command line that does `command` for this study."""
-        return " ".join(["hope", command, *self.command.split()[2:]])
+        return shlex.join(["hope", command, *shlex.split(self.command)[2:]])
 
 
 def open_study(overrides: Sequence[str], *, only: str | None = None, command: str = "run") -> Study:
@@ -42,30 +44,18 @@ def open_study(overrides: Sequence[str], *, only: str | None = None, command: st
     store = Store(Path(config.store))
     grid = build_grid(config)
     selected = grid if only is None else restrict(grid, only)
-    return Study(config, resolved, " ".join(["hope", command, *overrides]), grid, selected, store)
+    return Study(config, resolved, shlex.join(["hope", command, *overrides]), grid, selected, store)
 
 
 def restrict(grid: Grid, pattern: str) -> Grid:
     """The trials and cells whose id (hope-s0, or hope-s0/v_niah/64/searched) matches; * stands for anything."""
-    cells = tuple(
-        cell for cell in grid.cells if any(fnmatch.fnmatch(name, pattern) for name in (cell.id, cell.trial.name))
-    )
+    # Not fnmatch: brackets are a part of names.
+    wanted = re.compile(re.escape(pattern).replace(r"\*", ".*"))
+    cells = tuple(cell for cell in grid.cells if any(wanted.fullmatch(name) for name in (cell.id, cell.trial.name)))
     if not cells:
-        names = ", ".join(trial.name for trial in grid.trials)
+        names = ", ".join(trial.name for trial in grid.trials[:12]) + (", ..." if len(grid.trials) > 12 else "")
         raise ValueError(f"--only {pattern!r} matches no cell; trials are {names}, cells TRIAL/BENCHMARK/FRAMES/RULE")
     return with_cells(grid, cells)
-
-
-def with_cells(grid: Grid, cells: tuple[Cell, ...]) -> Grid:
-    """The part of the grid that these cells rest on."""
-    kept = {cell.stage.fingerprint for cell in cells}
-    wanted = {cell.trial.name for cell in cells}
-    trials = tuple(
-        replace(trial, evaluations={key: s for key, s in trial.evaluations.items() if s.fingerprint in kept})
-        for trial in grid.trials
-        if trial.name in wanted
-    )
-    return replace(grid, trials=trials, cells=cells)
 
 
 def run_study(study: Study, console: Console) -> int:
@@ -219,7 +209,8 @@ def print_status(study: Study, console: Console) -> int:
         if failure:
             say(console, f"failed {item.stage.label}: {failure.error.splitlines()[0]}")
             say(console, f"  log: {study.store.root / failure.log}")
-            say(console, f"  config: {failure.payload['config']}")
+            say(console, f"  config: {json.dumps(failure.payload['config'])}")
+            say(console, f"  again: {study.again('run')}{only(study, item.stage)}")
     return SOME_FAILED if found[State.FAILED] else DONE
 
 
@@ -227,11 +218,17 @@ def print_failures(study: Study, summary: Summary, console: Console) -> None:
     for stage, failure in summary.failed:
         say(console, f"failed {stage.label}: {failure.error.splitlines()[0]}")
         say(console, f"  log: {study.store.root / failure.log}")
-        trial = next((t.name for t in study.grid.trials if stage in t.stages()), None)
-        only = f" --only {trial}" if trial else ""
-        say(console, f"  again: {study.command}{only}")
+        say(console, f"  config: {json.dumps(failure.payload['config'])}")
+        say(console, f"  again: {study.command}{only(study, stage)}")
     if summary.blocked:
         say(console, f"{len(summary.blocked)} stages rest on a failed one and were not run")
+
+
+def only(study: Study, stage: Stage) -> str:
+    """The option that leaves of a study what one stage is needed for; none for a stage that all need."""
+    cells = [cell for cell in study.grid.cells if cell.stage.fingerprint == stage.fingerprint]
+    names = [cell.id for cell in cells[:1]] or [t.name for t in study.grid.trials if stage in t.stages()]
+    return f" --only {shlex.quote(names[0])}" if names else ""
 
 
 def say(console: Console, line: str) -> None:

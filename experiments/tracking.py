@@ -7,6 +7,7 @@ and one without it (a killed launcher's) is deleted and written again.
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from experiments.config import Config
-from experiments.grid import Cell, Grid, Trial, contexts_of, train_length
+from experiments.grid import Cell, Grid, Trial, contexts_of, label, train_length
 from experiments.lookup import open_experiment, study_filter
 from experiments.preference import preference_curve
 from experiments.training import about_data
@@ -33,7 +34,7 @@ from pipelines.preprocess import QUARANTINED_RECORDS
 from reports.results import search
 
 METRICS_PER_BATCH = 1000
-COMPARED = ("variant", "layout", "allocation", "scaling", "seed", "benchmark", "context", "scale_rule")
+COMPARED = ("variant", "setting", "layout", "allocation", "scaling", "seed", "benchmark", "context", "scale_rule")
 RECORDED = "recorded"
 SEARCHED_TAG = "scale_search"
 
@@ -47,7 +48,7 @@ class Tracker:
         self._config, self._grid, self._store = config, grid, store
         self._client = MlflowClient(config.tracking)
         self._experiment_id = open_experiment(self._client, config.study.name, config)
-        self._added = [word for word in command.split() if word.startswith("benchmark=")]
+        self._overrides = shlex.split(command)[2:]
         self.written = 0  # runs written by this launch
         self._runs: dict[str, str] = {}
         self._study_run = self._open_study(resolved, command)
@@ -148,9 +149,7 @@ class Tracker:
     def _record_trial(self, trial: Trial, artifact: Artifact, cached: bool) -> None:
         if trial.name in self._runs:
             return
-        run_id = self._create(
-            trial.name, f"{trial.variant.name} seed {trial.seed}", self._study_run, self._trial_tags(trial)
-        )
+        run_id = self._create(trial.name, f"{trial.label} seed {trial.seed}", self._study_run, self._trial_tags(trial))
         lines = (artifact.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
         now = int(time.time() * 1000)
         metrics = [
@@ -163,7 +162,7 @@ class Tracker:
         metrics += [Metric("cached", float(cached), now, 0)]
         for first in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
-        settings = {"seed": trial.seed, "model": asdict(self._config.model), "recipe": asdict(self._config.recipe)}
+        settings = {"seed": trial.seed, "model": asdict(trial.config.model), "recipe": asdict(trial.config.recipe)}
         params = flatten({"variant": trial.variant.to_dict(), **settings})
         # What was really used (hashes of samples and position ids, drawn scales, attention): found, not set.
         found = [RunTag(f"found.{key}", str(value)) for key, value in flatten(artifact.result).items()]
@@ -212,7 +211,9 @@ class Tracker:
             now = int(time.time() * 1000)
             scale = artifact.result["scale"]
             # Tags are for searching; MLflow's compare page and parallel coordinates show parameters.
-            params = {name: tags[name] for name in COMPARED} | ({} if scale is None else {"scale": str(scale)})
+            params = {name: tags[name] for name in COMPARED if tags[name]} | (
+                {} if scale is None else {"scale": str(scale)}
+            )
             self._client.log_batch(
                 run_id,
                 metrics=[Metric(key, float(value), now, 0) for key, value in values.items()],
@@ -246,15 +247,16 @@ class Tracker:
             "allocation": trial.variant.frequencies.kind,
             "scaling": trial.variant.scaling.kind,
             "seed": str(trial.seed),
-            "model": self._config.model.name,
-            "recipe": self._config.recipe.name,
+            "setting": trial.setting,
+            "model": trial.config.model.name,
+            "recipe": trial.config.recipe.name,
             "trial": trial.name,
             "fingerprint": trial.finetune.fingerprint,
         }
 
     def _cell_name(self, cell: Cell) -> str:
         return (
-            f"{cell.trial.variant.name} s{cell.trial.seed} {cell.benchmark} "
+            f"{cell.trial.label} s{cell.trial.seed} {cell.benchmark} "
             f"{self._multiple(cell.benchmark, cell.context)} {cell.scale_rule}"
         )
 
@@ -266,9 +268,9 @@ class Tracker:
             "context": str(cell.context),
             "scale_rule": cell.scale_rule,
             "budget": fingerprint(budget)[:12],
-            "question_set": self._grid.question_sets[cell.benchmark],
+            "question_set": cell.question_set,
             "scorer": self._config.benchmarks[cell.benchmark].scorer,
-            "command": " ".join(["hope run", f"study={self._config.study.name}", *self._added, f"--only '{cell.id}'"]),
+            "command": shlex.join(["hope", "run", *self._overrides, "--only", cell.id]),
             "fingerprint": cell.stage.fingerprint,
         }
 
@@ -281,28 +283,13 @@ def gpu_hours(stage: Stage, duration_s: float) -> float:
 def study_record(config: Config, grid: Grid) -> dict[str, Any]:
     """What a report needs to know of a study besides its runs."""
     study = config.study
-    first = {trial.variant.name: trial for trial in reversed(grid.trials)}
+    first = {trial.label: trial for trial in reversed(grid.trials)}
     return {
         "name": study.name,
         "question": study.question,
         "baseline": study.baseline,
         "description": study.description,
-        "variants": [
-            {
-                **first[name].variant.to_dict(),
-                "label": name,
-                "positions": first[name].variant.positions.kind,
-                "frequencies": first[name].variant.frequencies.kind,
-                "scaling": first[name].variant.scaling.kind,
-                "published_scale": first[name].published_scale,
-                "scalable": first[name].variant.scalable,
-                "preference": preference_curve(config, first[name]),
-                "slot_axes": first[name]
-                .variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)
-                .tolist(),
-            }
-            for name in (entry.name for entry in study.variants)
-        ],
+        "variants": [_variant_record(config, trial) for trial in reversed(first.values())],
         "seeds": list(study.seeds),
         "benchmarks": {
             name: {
@@ -322,6 +309,25 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
         "scale_rules": list(study.scale_rules),
         "equal_scale": study.equal_scale,
         "data": about_data(config),
+    }
+
+
+def _variant_record(config: Config, trial: Trial) -> dict[str, Any]:
+    """A variant at one setting; `baseline` is the label of the variant that it is compared to, at the same setting."""
+    variant, model = trial.variant, trial.config.model
+    return {
+        **variant.to_dict(),
+        "label": trial.label,
+        "variant": variant.name,
+        "setting": trial.setting,
+        "baseline": label(config.study.baseline, trial.setting),
+        "positions": variant.positions.kind,
+        "frequencies": variant.frequencies.kind,
+        "scaling": variant.scaling.kind,
+        "published_scale": trial.published_scale,
+        "scalable": variant.scalable,
+        "preference": preference_curve(trial.config, trial),
+        "slot_axes": variant.slot_axes(model.head_dim, model.num_key_value_heads).tolist(),
     }
 
 
