@@ -2,9 +2,11 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -72,12 +74,15 @@ class Page(HTMLParser):
         self._heading = False
 
 
-def test_the_same_study_reported_twice_gives_the_same_bytes(store: str, files: ReportFiles, tmp_path: Path) -> None:
-    again = write_report(load_study(store, STUDY.name), tmp_path)
+def test_the_same_study_reported_in_another_process_gives_the_same_bytes(store: str, files: ReportFiles, tmp_path: Path) -> None:
+    work = "import sys; from pathlib import Path; from reports.render import write_report; "
+    work += "from reports.results import load_study; write_report(load_study(*sys.argv[1:3]), Path(sys.argv[3]))"
+    elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}
+    subprocess.run([sys.executable, "-c", work, store, STUDY.name, str(tmp_path)], check=True, env=elsewhere)
     written = [path.relative_to(files.html.parent) for path in files.html.parent.rglob("*") if path.is_file()]
     assert len(written) > 15
     for name in written:
-        assert (again.html.parent / name).read_bytes() == (files.html.parent / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (files.html.parent / name).read_bytes(), name
 
 
 def test_the_page_asks_nothing_of_the_network_and_runs_no_script(html: str) -> None:
@@ -254,7 +259,7 @@ def test_a_browser_shows_the_page_without_a_complaint_or_a_request(files: Report
         options += ["--enable-logging=stderr", f"--blink-settings=preferredColorScheme={value}"]
         options += [f"--user-data-dir={tmp_path / scheme}", f"--log-net-log={net_log}", "--window-size=1280,1600"]
         done = subprocess.run(
-            ["chromium", *options, f"--screenshot={shots[scheme]}", files.html.as_uri()],
+            ["chromium", *options, "--dump-dom", f"--screenshot={shots[scheme]}", files.html.as_uri()],
             capture_output=True,
             text=True,
             timeout=120,
@@ -262,6 +267,11 @@ def test_a_browser_shows_the_page_without_a_complaint_or_a_request(files: Report
         )
         assert "CONSOLE" not in done.stderr
         assert requests_of_pages(net_log) == []
+        shown = Page(done.stdout)
+        assert shown.headings == Page(files.html.read_text()).headings
+        assert shown.headings[0] == STUDY.question
+        assert shown.images == Page(files.html.read_text()).images
+        assert "script" not in shown.tags
     assert all(shot.stat().st_size > 50_000 for shot in shots.values())
     assert shots["light"].read_bytes() != shots["dark"].read_bytes()
 
