@@ -74,7 +74,9 @@ class Page(HTMLParser):
         self._heading = False
 
 
-def test_the_same_study_reported_in_another_process_gives_the_same_bytes(store: str, files: ReportFiles, tmp_path: Path) -> None:
+def test_the_same_study_reported_in_another_process_gives_the_same_bytes(
+    store: str, files: ReportFiles, tmp_path: Path
+) -> None:
     work = "import sys; from pathlib import Path; from reports.render import write_report; "
     work += "from reports.results import load_study; write_report(load_study(*sys.argv[1:3]), Path(sys.argv[3]))"
     elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}
