@@ -1,6 +1,8 @@
 """What a study left in MLflow."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -29,3 +31,14 @@ def check_tree(overrides: Sequence[str]) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {study.info.run_id}
     assert all(run.data.tags["mlflow.parentRunId"] == trials[run.data.tags["trial"]] for run in by_kind["cell"])
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def numbers(overrides: Sequence[str]) -> dict[str, dict[str, object]]:
+    """What each question was answered, by cell: all that a report's accuracies rest on."""
+    config, _ = load_config(overrides)
+    root = Path(config.store) / "artifacts" / "evaluate"
+    found = {}
+    for cell in build_grid(config).cells:
+        lines = map(json.loads, (root / cell.stage.fingerprint / "questions.jsonl").read_text().splitlines())
+        found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context}
+    return found

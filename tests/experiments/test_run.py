@@ -1,6 +1,5 @@
 """Whole studies: through Ray, decord, Optuna and MLflow, killed and resumed. The launcher is a process of its own."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.config import load_config
-from experiments.grid import build_grid
-from tests.experiments.runs import check_tree, runs_of
+from tests.experiments.runs import check_tree, numbers, runs_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,17 +38,6 @@ def kill_when(process: "subprocess.Popen[str]", seen: Callable[[str], bool], kin
             os.kill(process.pid, kind)
             return lines
     raise AssertionError("the run ended first:\n" + "".join(lines))
-
-
-def numbers(overrides: list[str]) -> dict[str, dict[str, object]]:
-    """What each question was answered, by cell: all that a report's accuracies rest on."""
-    config, _ = load_config(overrides)
-    root = Path(config.store) / "artifacts" / "evaluate"
-    found = {}
-    for cell in build_grid(config).cells:
-        lines = map(json.loads, (root / cell.stage.fingerprint / "questions.jsonl").read_text().splitlines())
-        found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context}
-    return found
 
 
 def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupted_one(
