@@ -1,6 +1,7 @@
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -13,11 +14,13 @@ import pytest
 import yaml
 
 from experiments import launch
-from experiments.cli import main
+from experiments.cli import build_parser, main
+from experiments.config import load_config
 from tests.experiments.servers import free_port
 from tests.experiments.test_rerun import GROWN
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 STUDY = ("study=smoke", "store=/store/hope", "study.seeds=[0,1]", "study.question='It\\'s: \"a\" #b <c>'")
 NODE = ("--image", "registry.example/hope:1", "--claim", "hope-store", "--workers", "2", "--gpus", "4")
 
@@ -125,6 +128,16 @@ def test_only_source_is_sent_and_no_large_file(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+def test_every_command_of_the_page_is_understood() -> None:
+    page = (ROOT / "docs" / "run-on-a-cluster.md").read_text()
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("hope ")]
+    assert len(commands) > 10
+    for command in commands:
+        args, rest = build_parser().parse_known_args(command)
+        assert not [word for word in rest if word.startswith("-")]
+        load_config([word for word in [*args.overrides, *rest] if not word.startswith("store=")] or ["study=smoke"])
+
+
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The job server of a Ray head on this machine that asks for a token; the token is in the environment."""
@@ -167,4 +180,8 @@ def test_a_launched_rerun_runs_on_the_cluster_from_the_source_that_was_sent(
     assert "ran 4 stages" in said
     assert "succeeded" in said
     job = said.split("job ", 1)[1].split(";")[0]
-    assert main(["launch", "--address", head, "--job", job]) == 0
+    command = [sys.executable, "-m", "experiments", "launch", "--address", head, "--job", job]
+    stranger = os.environ | {"RAY_AUTH_TOKEN": "wrong"}
+    refused = subprocess.run(command, env=stranger, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1

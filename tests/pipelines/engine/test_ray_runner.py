@@ -34,6 +34,11 @@ def test_a_stage_whose_worker_dies_is_tried_again_and_goes_on_from_its_partial_f
     assert store.leases.holders() == {}
 
 
+def test_a_local_ray_asks_for_a_token_of_this_launch_only(ray_up: None) -> None:
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
 def test_a_stage_whose_worker_always_dies_is_a_failure_after_its_retries(
     ray_runner: RayRunners, store: Store, desk: Path
 ) -> None:
