@@ -17,9 +17,10 @@ Command = Callable[[argparse.Namespace], int]
 def prepare_run(args: argparse.Namespace) -> Command:
     from rich.console import Console
 
-    from experiments.study import open_study, run_study
+    from experiments.study import open_study, refuse_missing, run_study
 
     study = open_study(args.overrides, only=args.only)
+    refuse_missing(study)
     return lambda _: run_study(study, Console())
 
 

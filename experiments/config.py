@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from experiments.axes import as_overrides, combinations, expand_parts, refuse_set_axes, setting_name
 from pipelines.attention import WISHES
+from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.dataset_folder import FolderDataset
@@ -31,6 +32,10 @@ GROUPS = ("study", "model", "recipe", "dataset", "benchmark", "cluster")
 ANY_SHAPE = ("study.axes", "study.parts", "study.search.scales")  # a mapping given to these takes the old one's place
 PUBLISHED, EQUAL, SEARCHED = "published", "equal", "searched"
 SCALE_RULES = (PUBLISHED, EQUAL, SEARCHED)
+
+# The kinds of benchmarks, told apart by their field `kind`.
+Benchmark = typing.Annotated[NeedleBenchmark | ChoiceBenchmark, Field(discriminator="kind")]
+BENCHMARK_KINDS = {"needles": NeedleBenchmark, "choice": ChoiceBenchmark}
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class StudyConfig:
     axes: dict[str, list[Any]] | None = None
     exclude: tuple[dict[str, Any], ...] = ()
     parts: dict[str, Any] | None = None
+    train_tokens: int | None = None  # of a training video; null: what train_frames frames of the drawn data set are
 
     def __post_init__(self) -> None:
         for field in ("variants", "seeds", "contexts_frames", "scale_rules"):
@@ -207,7 +213,7 @@ class Config:
     model: Model
     recipe: Recipe
     dataset: Dataset
-    benchmarks: dict[str, NeedleBenchmark]
+    benchmarks: dict[str, Benchmark]
     cluster: ClusterConfig
     store: str
     tracking_uri: str | None
@@ -219,6 +225,12 @@ class Config:
         if self.study.search.benchmark not in self.benchmarks:
             known = ", ".join(self.benchmarks)
             raise ValueError(f"study.search.benchmark is {self.study.search.benchmark!r}; the study has {known}")
+        searched, contexts = self.benchmarks[self.study.search.benchmark], self.study.search.contexts
+        if isinstance(searched, ChoiceBenchmark) and not {*contexts} <= {*searched.contexts_tokens}:
+            raise ValueError(
+                f"study.search.contexts is {list(contexts)}; {self.study.search.benchmark} has "
+                f"{list(searched.contexts_tokens)} tokens"
+            )
 
     def at(self, setting: Setting) -> "Config":
         """This config at one of its settings."""
@@ -289,7 +301,7 @@ def _compose(overrides: Sequence[str]) -> tuple[Config, str]:
     except ValidationError as error:
         # Of a union's errors, the one that our own dataclass raised says most.
         first = min(error.errors(), key=lambda found: found["type"] != "value_error")
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"] if part not in BENCHMARK_KINDS)
         reason = first["msg"].removeprefix("Value error, ")
         raise ValueError(
             reason if first["type"] == "value_error" else f"{place} is {first['input']!r}: {reason}"
@@ -362,6 +374,9 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
         elif hint == tuple[VariantEntry, ...]:
             for entry in value or ():
                 _refuse_unknown(entry, VariantEntry, "study.variants.")
-        elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+        elif hint == dict[str, Benchmark]:
             for name, inner in value.items():
-                _refuse_unknown(inner, typing.get_args(hint)[1], f"{place}{key}.{name}.")
+                if inner.get("kind") not in BENCHMARK_KINDS:
+                    known = ", ".join(BENCHMARK_KINDS)
+                    raise ValueError(f"{place}{key}.{name}.kind is {inner.get('kind')!r}; allowed are {known}")
+                _refuse_unknown(inner, BENCHMARK_KINDS[inner["kind"]], f"{place}{key}.{name}.")

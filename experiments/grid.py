@@ -1,20 +1,23 @@
 """A study's grid: its trials, their stages, and the cells that the report compares."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.asking import ChoiceStages, Surveys, choice_stages, contexts_of, question_set, read_folders
 from experiments.axes import matches
 from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, Setting, StudyConfig, VariantEntry
 from experiments.scale_search import SearchIdentity, SearchPlacement, search_stage
 from experiments.training import num_samples, training_budget, training_data, training_placement
 from hope_core import Variant, get_variant, make_variant
+from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
-from pipelines.engine import Stage, encode, fingerprint
+from pipelines.engine import Stage
 from pipelines.evaluate import EvaluatePlacement, evaluate_stage
+from pipelines.evaluate_choice import evaluate_choice_stage
 from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
 from pipelines.finetune import finetune_stage
 from pipelines.preprocess import PreprocessPlacement
@@ -34,7 +37,7 @@ class Trial:
     seed: int
     published_scale: float | None
     finetune: Stage
-    features: Stage
+    features: Stage | None
     search: Stage | None
     evaluations: dict[tuple[str, str], Stage]
 
@@ -50,7 +53,8 @@ class Trial:
 
     def stages(self) -> Iterator[Stage]:
         yield self.finetune
-        yield self.features
+        if self.features:
+            yield self.features
         if self.search:
             yield self.search
         yield from self.evaluations.values()
@@ -75,11 +79,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that a study runs. Data set, frames and question sets are those of its first setting."""
+    """Everything that a study runs. Data set, frames, question sets and choice stages are of its first setting."""
 
     dataset: Stage
     frames: Stage
     question_sets: dict[str, str]
+    choice: dict[str, ChoiceStages]
     trials: tuple[Trial, ...]
     cells: tuple[Cell, ...]
 
@@ -110,7 +115,8 @@ def label(variant: str, setting: str) -> str:
 
 def build_grid(config: Config) -> Grid:
     """Make every stage of the study. Raises ValueError for a variant, scale or length that cannot be."""
-    grids = [_at_one_setting(config.at(setting)) for setting in config.settings]
+    surveys = read_folders(config)
+    grids = [_at_one_setting(config.at(setting), surveys) for setting in config.settings]
     cells = [(cell, setting) for grid, setting in zip(grids, config.settings, strict=True) for cell in grid.cells]
     whole = replace(grids[0], trials=tuple(trial for grid in grids for trial in grid.trials))
     return with_cells(whole, _not_excluded(config.study, cells))
@@ -160,7 +166,7 @@ def _coordinates(cell: Cell, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _at_one_setting(config: Config) -> Grid:
+def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
     study, cluster = config.study, config.cluster
     budget = training_budget(config)
     _check_films(config)
@@ -173,17 +179,28 @@ def _at_one_setting(config: Config) -> Grid:
     variants = [(entry, build_variant(entry)) for entry in study.variants]
     for _, variant in variants:
         variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)  # refuses sizes that it cannot serve
+    choice = {name: choice_stages(config, name, found, placement) for name, found in surveys.items()}
     trials = tuple(
-        _trial(config, entry, variant, seed, dataset, frames) for seed in study.seeds for entry, variant in variants
+        _trial(config, entry, variant, seed, dataset, frames, choice)
+        for seed in study.seeds
+        for entry, variant in variants
     )
-    question_sets = {name: question_set(config, name) for name in config.benchmarks}
+    question_sets = {name: question_set(config, name, surveys) for name in config.benchmarks}
     cells = tuple(
-        Cell(trial, benchmark, context, rule, stage, budget, question_sets[benchmark])
+        Cell(
+            trial,
+            benchmark,
+            context,
+            rule,
+            stage,
+            choice[benchmark].budgets[context] if benchmark in choice else budget,
+            question_sets[benchmark],
+        )
         for trial in trials
         for (benchmark, rule), stage in trial.evaluations.items()
         for context in contexts_of(config, benchmark)
     )
-    return Grid(dataset, frames, question_sets, trials, cells)
+    return Grid(dataset, frames, question_sets, choice, trials, cells)
 
 
 def _check_films(config: Config) -> None:
@@ -204,17 +221,15 @@ def _check_films(config: Config) -> None:
         )
 
 
-def contexts_of(config: Config, benchmark: str) -> tuple[int, ...]:
-    """The lengths that a benchmark is asked at, in its own unit."""
-    return config.study.contexts_frames
-
-
-def train_length(config: Config, benchmark: str) -> int:
-    """The length of training in the benchmark's unit: what its contexts are multiples of."""
-    return config.study.train_frames
-
-
-def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dataset: Stage, frames: Stage) -> Trial:
+def _trial(
+    config: Config,
+    entry: VariantEntry,
+    variant: Variant,
+    seed: int,
+    dataset: Stage,
+    frames: Stage,
+    choice: Mapping[str, ChoiceStages],
+) -> Trial:
     study = config.study
     name = f"{variant.name}[{config.setting}]-s{seed}" if config.setting else f"{variant.name}-s{seed}"
     # One process per variant and seed: nothing that a library keeps in memory can pass from one variant to another.
@@ -235,9 +250,13 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
     if variant.scalable and SEARCHED in study.scale_rules:
         wanted = study.search
         benchmark = config.benchmarks[wanted.benchmark]
+        rests_on = made
+        if isinstance(benchmark, ChoiceBenchmark):
+            rests_on = choice[wanted.benchmark].inputs(finetune, wanted.contexts)
+            benchmark = benchmark.identity
         identity = SearchIdentity(benchmark, wanted.contexts, wanted.scales, wanted.seed, wanted.batch, wanted.prune_p)
         placement = SearchPlacement(config.cluster.search_workers, config.cluster.search_storage)
-        search = search_stage(identity, placement, group=name, **made)
+        search = search_stage(identity, placement, rests_on, group=name)
     published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
     if variant.scalable and published is None and PUBLISHED in study.scale_rules:
         raise ValueError(f"variant {variant.name} has no published scale; add published_scale to it in study.variants")
@@ -245,19 +264,22 @@ def _trial(config: Config, entry: VariantEntry, variant: Variant, seed: int, dat
     for benchmark_name, benchmark in config.benchmarks.items():
         for rule in study.scale_rules:
             scale = {PUBLISHED: published, EQUAL: study.equal_scale, SEARCHED: None}[rule] if variant.scalable else None
+            chosen = search if rule == SEARCHED else None
+            if isinstance(benchmark, ChoiceBenchmark):
+                rests_on = choice[benchmark_name].inputs(finetune, benchmark.contexts_tokens)
+                evaluations[benchmark_name, rule] = evaluate_choice_stage(
+                    benchmark, scale, rests_on, chosen_scale=chosen, group=name
+                )
+                continue
             evaluations[benchmark_name, rule] = evaluate_stage(
                 benchmark,
                 contexts_of(config, benchmark_name),
                 scale,
                 placement=EvaluatePlacement(chunk_tokens=config.cluster.chunk_tokens),
-                chosen_scale=search if rule == SEARCHED else None,
+                chosen_scale=chosen,
                 group=name,
                 **made,
             )
-    return Trial(name, config, variant, seed, published, finetune, features, search, evaluations)
-
-
-def question_set(config: Config, benchmark: str) -> str:
-    """A short hash of what is asked: the benchmark's definition and the files it is drawn from."""
-    asked = {"benchmark": encode(config.benchmarks[benchmark]), "dataset": encode(config.dataset)}
-    return fingerprint(asked)[:12]
+    asks_needles = any(isinstance(benchmark, NeedleBenchmark) for benchmark in config.benchmarks.values())
+    used = features if asks_needles else None
+    return Trial(name, config, variant, seed, published, finetune, used, search, evaluations)

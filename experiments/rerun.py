@@ -7,7 +7,7 @@ from rich.console import Console
 
 from experiments.config import named_benchmarks
 from experiments.grid import Trial, with_cells
-from experiments.study import Study, open_study, run_study, say
+from experiments.study import Study, open_study, refuse_missing, run_study, say
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def open_rerun(overrides: Sequence[str]) -> Rerun:
         if cell.trial.name in trained and (cell.benchmark in benchmarks or study.store.has(cell.stage))
     )
     untrained = tuple(trial for trial in study.grid.trials if trial.name not in trained)
-    return Rerun(replace(study, selected=with_cells(study.grid, cells)), benchmarks, untrained)
+    selected = replace(study, selected=with_cells(study.grid, cells))
+    refuse_missing(selected, training=False)
+    return Rerun(selected, benchmarks, untrained)
 
 
 def rerun(work: Rerun, console: Console) -> int:

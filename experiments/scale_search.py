@@ -22,10 +22,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config import ScaleRange
-from experiments.scale_points import Reference, key_of, measure, summary
+from experiments.scale_points import Answering, Reference, key_of, measure, summary
 from pipelines.asked import Asked
+from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.engine import Artifact, Resources, Stage, StageConfig, encode, fingerprint
-from pipelines.evaluate import Evaluator
+from pipelines.evaluators import open_split
 
 OBJECTIVE = "mean accuracy over validation questions, every context and kind weighted alike"
 RANDOM_POINTS = 5  # of a range, before TPE has enough to go by
@@ -39,7 +40,7 @@ class SearchIdentity:
     unfinished; None asks every question of every point.
     """
 
-    benchmark: Asked
+    benchmark: Asked | ChoiceBenchmark
     contexts: tuple[int, ...]
     scales: tuple[float, ...] | ScaleRange
     seed: int
@@ -62,18 +63,17 @@ class SearchPlacement:
 def search_stage(
     identity: SearchIdentity,
     placement: SearchPlacement,
+    inputs: Mapping[str, Stage],
     *,
-    checkpoint: Stage,
-    features: Stage,
-    dataset: Stage,
     group: str,
 ) -> Stage:
+    """`inputs`: what the benchmark's evaluation of the trial rests on."""
     return Stage(
         name="scale_search",
         code_version=2,
         run=run,
         config=StageConfig(identity, placement),
-        inputs={"checkpoint": checkpoint, "features": features, "dataset": dataset},
+        inputs=inputs,
         # Where tasks measure, they hold the CPUs; the one that drives them must not.
         resources=Resources(num_cpus=0 if placement.num_workers > 1 else 1),
         label=f"scale search {group}",
@@ -208,9 +208,9 @@ def _measure_batch(
             yield measure_point(config.identity, inputs, scale, path, reference, evaluator)
 
 
-def open_evaluator(identity: SearchIdentity, inputs: Mapping[str, Artifact]) -> Evaluator:
+def open_evaluator(identity: SearchIdentity, inputs: Mapping[str, Artifact]) -> Answering:
     """The checkpoint on the validation questions, the only ones that the search may see."""
-    return Evaluator(inputs, identity.benchmark, split="validation")
+    return open_split(inputs, identity.benchmark, split="validation")
 
 
 def measure_point(
@@ -219,7 +219,7 @@ def measure_point(
     scale: float,
     path: Path,
     reference: Reference | None,
-    evaluator: Evaluator | None = None,
+    evaluator: Answering | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
     evaluator = evaluator or open_evaluator(identity, inputs)
     return measure(evaluator, identity.contexts, scale, path, reference=reference, prune_p=identity.prune_p)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments.asking import contexts_of
 from experiments.config import Config, load_config
-from experiments.grid import Grid, build_grid, contexts_of, with_cells
+from experiments.grid import Grid, build_grid, with_cells
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, doing, duration
+from experiments.training import missing as training_missing
 from pipelines.engine import Event, EventKind, PlannedStage, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 from reports.render import write_report
@@ -45,6 +47,15 @@ def open_study(overrides: Sequence[str], *, only: str | None = None, command: st
     grid = build_grid(config)
     selected = grid if only is None else restrict(grid, only)
     return Study(config, resolved, shlex.join(["hope", command, *overrides]), grid, selected, store)
+
+
+def refuse_missing(study: Study, *, training: bool = True) -> None:
+    """Raise ValueError where files that the selected cells, or their training, rest on are not here."""
+    wanted = {cell.benchmark for cell in study.selected.cells}
+    absent = [stages.missing for name, stages in study.grid.choice.items() if name in wanted]
+    for line in [training_missing(study.config) if training else None, *absent]:
+        if line:
+            raise ValueError(line)
 
 
 def restrict(grid: Grid, pattern: str) -> Grid:
@@ -93,8 +104,9 @@ def run_study(study: Study, console: Console) -> int:
         say(console, "nothing to do: every cell is done")
     else:
         say(console, f"ran {len(summary.finished)} stages in {duration(summary.elapsed_s)}")
+    incomplete = print_incomplete(study, console)
     reported = report_mirrored(study, console, mirror, run_id)
-    return DONE if summary.ok and reported else SOME_FAILED
+    return DONE if summary.ok and reported and not incomplete else SOME_FAILED
 
 
 def open_mirror(study: Study, console: Console) -> Mirror:
@@ -229,6 +241,23 @@ def only(study: Study, stage: Stage) -> str:
     cells = [cell for cell in study.grid.cells if cell.stage.fingerprint == stage.fingerprint]
     names = [cell.id for cell in cells[:1]] or [t.name for t in study.grid.trials if stage in t.stages()]
     return f" --only {shlex.quote(names[0])}" if names else ""
+
+
+def print_incomplete(study: Study, console: Console) -> bool:
+    """One line per cell whose questions ended in errors, with the first cause; whether there are any."""
+    found = False
+    stages = {cell.stage.fingerprint: cell.stage for cell in study.selected.cells}
+    artifacts = {fingerprint: study.store.get(stage) for fingerprint, stage in stages.items()}
+    for cell in study.selected.cells:
+        artifact = artifacts[cell.stage.fingerprint]
+        errors = artifact.result["contexts"][str(cell.context)]["errors"] if artifact else 0
+        if artifact and errors:
+            lines = map(json.loads, (artifact.path / "questions.jsonl").read_text(encoding="utf-8").splitlines())
+            first = next(line for line in lines if line["context"] == cell.context and line["error"])
+            say(console, f"incomplete {cell.id}: {errors} questions ended in an error, the first {first['id']}:")
+            say(console, f"  {first['error']}")
+            found = True
+    return found
 
 
 def say(console: Console, line: str) -> None:

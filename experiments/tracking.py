@@ -7,6 +7,7 @@ and one without it (a killed launcher's) is deleted and written again.
 import json
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from experiments.config import Config
-from experiments.grid import Cell, Grid, Trial, contexts_of, label, train_length
+from experiments.asking import contexts_of, train_length
+from experiments.config import Benchmark, Config
+from experiments.grid import Cell, Grid, Trial, label
 from experiments.lookup import open_experiment, study_filter
 from experiments.preference import preference_curve
 from experiments.training import about_data
+from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
 from pipelines.preprocess import QUARANTINED_RECORDS
 from reports.results import search
@@ -200,10 +203,11 @@ class Tracker:
             values = {
                 "accuracy": found["accuracy"],
                 f"accuracy/{cell.context}": found["accuracy"],
-                **{f"accuracy/{kind}": value for kind, value in found["kinds"].items()},
+                **{f"accuracy/{metric_name(kind)}": value for kind, value in found["kinds"].items()},
                 "questions": found["questions"],
                 "errors": found["errors"],
                 "unparsed": found["unparsed"],
+                **_further_means(found),
                 "duration_s": found["duration_s"],
                 "gpu_hours": gpu_hours(cell.stage, found["duration_s"]),
                 "cached": float(cached),
@@ -218,7 +222,7 @@ class Tracker:
                 run_id,
                 metrics=[Metric(key, float(value), now, 0) for key, value in values.items()],
                 params=[Param(key, value) for key, value in params.items()],
-                tags=[RunTag(RECORDED, "1")],
+                tags=[RunTag("incomplete", str(found["errors"]))] * bool(found["errors"]) + [RunTag(RECORDED, "1")],
             )
             self._client.set_terminated(run_id)
 
@@ -300,9 +304,8 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
                 "scorer": benchmark.scorer,
                 "budget": asdict(next(cell.budget for cell in grid.cells if cell.benchmark == name)),
                 "question_set": grid.question_sets[name],
-                "chance": benchmark.chance,
-                "question_kinds": list(benchmark.question_kinds),
-                "settings": asdict(benchmark),
+                **_asked_of(grid, name, benchmark),
+                "settings": asdict(benchmark) | ({"root": ""} if isinstance(benchmark, ChoiceBenchmark) else {}),
             }
             for name, benchmark in config.benchmarks.items()
         },
@@ -329,6 +332,27 @@ def _variant_record(config: Config, trial: Trial) -> dict[str, Any]:
         "preference": preference_curve(trial.config, trial),
         "slot_axes": variant.slot_axes(model.head_dim, model.num_key_value_heads).tolist(),
     }
+
+
+def _asked_of(grid: Grid, name: str, benchmark: Benchmark) -> dict[str, Any]:
+    """The accuracy of guessing, and what kinds of questions there are: found in the folder, if it lies in one."""
+    if isinstance(benchmark, ChoiceBenchmark):
+        found = grid.choice[name].survey
+        return {"chance": found.chance, "question_kinds": list(found.kinds)}
+    return {"chance": benchmark.chance, "question_kinds": list(benchmark.question_kinds)}
+
+
+def metric_name(text: str) -> str:
+    """The text with what MLflow refuses in a metric's name replaced."""
+    return re.sub(r"[^\w\-. :]", "_", text) or "none"
+
+
+def _further_means(found: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics that multiple-choice benchmarks have beside their accuracy."""
+    values = {f"accuracy/{name}": value for name, value in found.get("means", {}).items()}
+    for group, means in found.get("groups", {}).items():
+        values |= {f"accuracy/{metric_name(group)}/{metric_name(name)}": value for name, value in means.items()}
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

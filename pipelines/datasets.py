@@ -71,7 +71,7 @@ def read_dataset(path: Path, *, media_root: Path, quarantine_limit: float = 0.01
     quarantined: list[Quarantined] = []
     seen: dict[str, int] = {}
     is_file: dict[Path, bool] = {}
-    for line, raw in _raw_records(path):
+    for line, raw in raw_records(path):
         record_id = str(raw["id"]) if isinstance(raw, Mapping) and "id" in raw else f"line-{line}"
         seen[record_id] = seen.get(record_id, 0) + 1
         if seen[record_id] > 1:
@@ -101,7 +101,7 @@ def check_quarantine(source: object, reasons: Sequence[str], total: int, limit: 
         )
 
 
-def _raw_records(path: Path) -> Iterator[tuple[int, Any]]:
+def raw_records(path: Path) -> Iterator[tuple[int, Any]]:
     """Each record with the line that it starts on."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,0 +1,324 @@
+"""Evaluation on multiple-choice benchmarks: the questions of a folder, their videos' frames, the answers to them.
+
+A video that cannot be decoded and a record that is no question become error rows with their cause; nothing stops.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from hope_core.modeling import load
+from pipelines.benchmarks.choice import ChoiceBenchmark
+from pipelines.benchmarks.records import TEST, ChoiceQuestion, from_lines, survey, to_lines
+from pipelines.benchmarks.scoring import parse_answer, parse_published
+from pipelines.datasets import Media
+from pipelines.engine import Artifact, Resources, Stage, StageConfig
+from pipelines.evaluate import keep_whole_lines
+from pipelines.generate import greedy_answers
+from pipelines.preprocess import PreprocessPlacement, preprocess_media
+from pipelines.video.budget import FrameBudget, normalise
+from pipelines.video.decode import DECODERS
+from pipelines.video.frames import open_frames
+
+# Tokens of one forward: bounds the memory that comes on top of the cache's.
+CHUNK_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class QuestionsIdentity:
+    """`digest`: of the folder's content, as it was planned."""
+
+    benchmark: ChoiceBenchmark
+    digest: str
+
+
+@dataclass(frozen=True)
+class ChoiceFramesIdentity:
+    budget: FrameBudget
+    decoders: str = DECODERS
+
+
+@dataclass(frozen=True)
+class EvaluateChoiceIdentity:
+    """`scale`: positions per cell; None where the variant has none. It is read from the `scale` input if given."""
+
+    benchmark: ChoiceBenchmark
+    scale: float | None
+
+
+def questions_stage(benchmark: ChoiceBenchmark, content: str) -> Stage:
+    """`content`: the digest of `survey` at planning; the folder itself is placement."""
+    return Stage(
+        name="questions",
+        code_version=1,
+        run=write_questions,
+        config=StageConfig(QuestionsIdentity(benchmark.identity, content), str(Path(benchmark.root).resolve())),
+        label=f"questions of {benchmark.name}",
+    )
+
+
+def choice_frames_stage(
+    benchmark: ChoiceBenchmark, questions: Stage, budget: FrameBudget, context: int, placement: PreprocessPlacement
+) -> Stage:
+    """Decode each video of the questions within the budget; `placement` without roots."""
+    roots = {"benchmark": str(Path(benchmark.root).resolve())}
+    return Stage(
+        name="choice_frames",
+        code_version=1,
+        run=decode_videos,
+        config=StageConfig(ChoiceFramesIdentity(budget), replace(placement, roots=roots)),
+        inputs={"questions": questions},
+        # Ray Data's actors hold the CPUs; the task that drives them must not.
+        resources=Resources(num_cpus=0),
+        label=f"decode videos of {benchmark.name} at {context} tokens",
+    )
+
+
+def evaluate_choice_stage(
+    benchmark: ChoiceBenchmark,
+    scale: float | None,
+    inputs: Mapping[str, Stage],
+    *,
+    chosen_scale: Stage | None = None,
+    group: str,
+) -> Stage:
+    """`inputs` as `choice_inputs` gives them; `chosen_scale`: the scale search whose choice replaces `scale`."""
+    at = "searched scale" if chosen_scale is not None else "no scale" if scale is None else f"scale {scale:g}"
+    return Stage(
+        name="evaluate_choice",
+        code_version=1,
+        run=run,
+        config=StageConfig(EvaluateChoiceIdentity(benchmark.identity, scale)),
+        inputs=dict(inputs) if chosen_scale is None else {**inputs, "scale": chosen_scale},
+        label=f"evaluate {group} on {benchmark.name}, {at}",
+        resumable=True,
+        process_group=group,
+        work_units=sum(benchmark.contexts_tokens),
+    )
+
+
+def choice_inputs(checkpoint: Stage, questions: Stage, frames: Mapping[int, Stage]) -> dict[str, Stage]:
+    """What answering rests on; `frames` by context."""
+    return {
+        "checkpoint": checkpoint,
+        "questions": questions,
+        **{f"frames_{context}": stage for context, stage in frames.items()},
+    }
+
+
+def write_questions(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """Write `questions.jsonl`: every question as it is asked. Raises ValueError if the folder has changed meanwhile."""
+    identity: QuestionsIdentity = config.identity
+    found = survey(replace(identity.benchmark, root=config.placement))
+    if found.digest != identity.digest:
+        raise ValueError(f"{config.placement} has changed since the study was planned; start the command again")
+    lines = "".join(json.dumps(line) + "\n" for line in to_lines(found.questions))
+    (out_dir / "questions.jsonl").write_text(lines, encoding="utf-8")
+    return {
+        "questions": len(found.questions),
+        "unusable": sum(question.error is not None for question in found.questions),
+        "filtered_out": found.dropped,
+        "videos": len({question.video for question in found.questions}),
+    }
+
+
+def read_questions(questions: Artifact) -> tuple[ChoiceQuestion, ...]:
+    return from_lines((questions.path / "questions.jsonl").read_text(encoding="utf-8"))
+
+
+def decode_videos(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """The frames of every video, by its path; what gives none is in `quarantine.jsonl`, in any number."""
+    placement: PreprocessPlacement = config.placement
+    root = Path(placement.roots["benchmark"])
+    videos = {q.video: Media("video", root / q.video) for q in read_questions(inputs["questions"]) if q.error is None}
+    done = preprocess_media(
+        videos,
+        config.identity.budget,
+        out_dir,
+        cache_dir=Path(placement.cache_dir),
+        num_workers=placement.num_workers,
+        timeout_s=placement.timeout_s,
+    )
+    return {**asdict(done), "quarantined": len(done.quarantined)}
+
+
+def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """Answer every test question and write `questions.jsonl`; the result has accuracies by context, kind and group."""
+    identity: EvaluateChoiceIdentity = config.identity
+    scale = inputs["scale"].result["chosen"] if "scale" in inputs else identity.scale
+    evaluator = ChoiceEvaluator(inputs, identity.benchmark, split=TEST)
+    path = out_dir / "questions.jsonl"
+    answered = keep_whole_lines(path)
+    with path.open("a", encoding="utf-8") as file:
+        for context in identity.benchmark.contexts_tokens:
+            for line in evaluator.answers(context, scale, skip=answered):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    contexts = {
+        str(context): summary([line for line in lines if line["context"] == context], identity.benchmark)
+        for context in identity.benchmark.contexts_tokens
+    }
+    return {"scale": scale, "questions": len(lines), "contexts": contexts}
+
+
+class ChoiceEvaluator:
+    """A loaded checkpoint with a benchmark's questions and frames; answers them at any scale."""
+
+    def __init__(self, inputs: Mapping[str, Artifact], benchmark: ChoiceBenchmark, *, split: str) -> None:
+        self.benchmark = benchmark
+        self._model = load(inputs["checkpoint"].path / "checkpoint").eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
+        self._inputs = inputs
+        asked = [question for question in read_questions(inputs["questions"]) if question.split == split]
+        if not asked:
+            raise ValueError(f"benchmarks.{benchmark.name}.splits leave no {split} question")
+        order = {video: number for number, video in enumerate(dict.fromkeys(question.video for question in asked))}
+        self._asked = sorted(asked, key=lambda question: order[question.video])
+
+    def answers(
+        self, context: int, scale: float | None, *, skip: frozenset[str] = frozenset()
+    ) -> Iterator[dict[str, Any]]:
+        """One record per question at this context whose id is not in `skip`, video by video."""
+        frames = open_frames(self._inputs[f"frames_{context}"].path)
+        bad = _reasons(self._inputs[f"frames_{context}"].path / "quarantine.jsonl")
+        for video, group in groupby(self._asked, key=lambda question: question.video):
+            waiting = [question for question in group if self._line_id(question, context) not in skip]
+            usable = []
+            for question in waiting:
+                error = question.error or bad.get(video)
+                if error is None:
+                    usable.append(question)
+                else:
+                    yield self._record(question, context, scale, error=error)
+            if not usable:
+                continue
+            entry = frames.about(video)
+            start = time.perf_counter()
+            visual = self._encode(frames.rows(video), entry.grid)
+            budget = {
+                "frames": entry.num_frames,
+                "fps": entry.sample_fps,
+                "grid": list(entry.grid),
+                "visual_tokens": len(visual),
+                "decoder": entry.decoder,
+                "readable_share": entry.readable_share,
+            }
+            predictions = greedy_answers(
+                self._model,
+                self._tokenizer,
+                visual,
+                [question.prompt for question in usable],
+                grid=entry.grid,
+                seconds_per_cell=self._model.config.vision_config.temporal_patch_size / entry.sample_fps,
+                scale=scale,
+                max_new_tokens=self.benchmark.max_new_tokens,
+                chunk_tokens=CHUNK_TOKENS,
+            )
+            for question, prediction in zip(usable, predictions, strict=True):
+                seconds = time.perf_counter() - start
+                yield self._record(question, context, scale, prediction=prediction, budget=budget, seconds=seconds)
+                start = time.perf_counter()
+
+    @torch.no_grad()
+    def _encode(self, rows: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
+        """The video's visual tokens (V, D) from its patch rows."""
+        pixels = torch.from_numpy(normalise(np.asarray(rows))).to(self._model.device, self._model.dtype)
+        where = torch.tensor([grid], device=self._model.device)
+        encoded: Tensor = self._model.model.get_video_features(pixels, where).pooler_output[0]
+        return encoded
+
+    def _line_id(self, question: ChoiceQuestion, context: int) -> str:
+        return f"{question.id}/{context}"
+
+    def _record(
+        self,
+        question: ChoiceQuestion,
+        context: int,
+        scale: float | None,
+        *,
+        error: str | None = None,
+        prediction: str | None = None,
+        budget: Mapping[str, Any] | None = None,
+        seconds: float = 0.0,
+    ) -> dict[str, Any]:
+        parsed = published = None
+        if prediction is not None:
+            rule = self.benchmark.published.rule
+            parsed = parse_answer(prediction, question.options)
+            published = parse_published(prediction, question.options, rule, key=question.id)
+        counted = parsed if self.benchmark.scoring == "ours" else published
+        return {
+            "id": self._line_id(question, context),
+            "benchmark": self.benchmark.name,
+            "video": question.video,
+            "kind": question.kind,
+            "groups": question.groups,
+            "context": context,
+            "depth": None,
+            "prompt": question.prompt,
+            "prediction": prediction,
+            "parsed": parsed,
+            "published_parsed": published,
+            "answer": question.answer,
+            "correct": error is None and counted == question.answer,
+            "published_correct": error is None and published == question.answer,
+            "unparsed": error is None and parsed is None,
+            "scale": scale,
+            "error": error,
+            "budget": budget,
+            "duration_s": round(seconds, 6),
+        }
+
+
+def summary(lines: Sequence[Mapping[str, Any]], benchmark: ChoiceBenchmark) -> dict[str, Any]:
+    """One cell's numbers. An error row counts as not correct, as an unparsed answer does, and both are counted.
+
+    `accuracy` is by the benchmark's scoring; the means by our rule and by the published one always stand beside it.
+    """
+    names = sorted({name for line in lines for name in line["groups"]})
+    published = benchmark.published.mean == "macro"
+    micro, macro = _mean(lines, "correct"), _macro(lines, "correct")
+    return {
+        "questions": len(lines),
+        "errors": sum(line["error"] is not None for line in lines),
+        "unparsed": sum(line["unparsed"] for line in lines),
+        "accuracy": macro if published and benchmark.scoring == "published" else micro,
+        "kinds": _by(lines, "correct", [line["kind"] for line in lines]),
+        "groups": {name: _by(lines, "correct", [line["groups"][name] for line in lines]) for name in names},
+        "means": {
+            "micro": micro,
+            "macro": macro,
+            "published": (_macro if published else _mean)(lines, "published_correct"),
+        },
+        "duration_s": round(sum(line["duration_s"] for line in lines), 3),
+    }
+
+
+def _mean(lines: Sequence[Mapping[str, Any]], field: str) -> float:
+    return sum(line[field] for line in lines) / len(lines)
+
+
+def _macro(lines: Sequence[Mapping[str, Any]], field: str) -> float:
+    means = _by(lines, field, [line["kind"] for line in lines])
+    return sum(means.values()) / len(means)
+
+
+def _by(lines: Sequence[Mapping[str, Any]], field: str, keys: Sequence[str]) -> dict[str, float]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for key, line in zip(keys, lines, strict=True):
+        groups.setdefault(key, []).append(line)
+    return {key: _mean(groups[key], field) for key in sorted(groups)}
+
+
+def _reasons(path: Path) -> dict[str, str]:
+    return {line["id"]: line["reason"] for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
