@@ -61,7 +61,8 @@ def expand_parts(parts: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]],
     if set(parts) != set(REGISTRIES) or not all(isinstance(values, list) and values for values in parts.values()):
         raise ValueError(f"study.parts is {dict(parts)}; give a list for each of {', '.join(REGISTRIES)}")
     axes = [[registry.build(value) for value in parts[axis]] for axis, registry in REGISTRIES.items()]
-    registered = {_triple(variant): variant.name for variant in map(get_variant, list_variants())}
+    # Of two names for one triple the first counts.
+    registered = {_triple(variant): variant.name for variant in map(get_variant, reversed(list_variants()))}
     entries, left_out = [], []
     for positions, frequencies, scaling in itertools.product(*axes):
         name = "+".join(_part_name(part) for part in (positions, frequencies, scaling))

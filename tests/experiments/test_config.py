@@ -10,7 +10,7 @@ from experiments.grid import build_grid
 def test_every_named_study_composes_into_a_grid(study: str) -> None:
     config, resolved = load_config([f"study={study}"])
     grid = build_grid(config)
-    expected = len(config.study.variants) * len(config.study.seeds) * len(config.benchmarks)
+    expected = len(config.study.variants) * len(config.study.seeds) * len(config.benchmarks) * len(config.settings)
     assert len(grid.cells) == expected * len(config.study.contexts_frames) * len(config.study.scale_rules)
     assert config.study.name == study
     assert f"name: {study}" in resolved
