@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import inf, log10
+from math import ceil, floor, inf, log2, log10
 from typing import Any
 
 import matplotlib as mpl
@@ -27,6 +27,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 AXIS_COLOURS = {0: "#E69F00", 1: "#0072B2", 2: "#009E73", -1: "none"}
 # Least distance between two labels at the right of a panel, in per cent of accuracy.
 LABEL_GAP = 8
+MOST_TICKS = 8
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7f4ec", "#f2c46d", "#d5703a", "#8c2d54", "#2d1247"])
 STYLE = {
     "svg.fonttype": "none",
@@ -194,28 +195,35 @@ def heat_colours(value: float) -> tuple[str, str]:
 
 
 def scale_response(name: str, alt: str, points: pd.DataFrame, look: Look, published: float | None) -> str:
-    """points: seed, scale, accuracy, state, chosen, per_kind.
+    """points: seed, scale, accuracy, low, high, state, chosen, per_kind.
 
-    Thick: mean over seeds. Marks: seeds, hollow where pruned, ringed where chosen. Thin: one line per kind of question.
+    Marks: seeds with their intervals, hollow where pruned, ringed where chosen. Where all seeds tried the same scales,
+    thick: mean over seeds, and thin: one line per kind of question; else one line per seed.
     """
+    scales = sorted(set(points.scale))
+    same_scales = points.groupby("seed").scale.apply(frozenset).nunique() == 1
 
     def paint(axes: Axes) -> None:
-        scales = sorted(set(points.scale))
+        ticks = scales if len(scales) <= MOST_TICKS else octaves(scales[0], scales[-1])
         axes.set_xscale("log", base=2)
-        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
         axes.minorticks_off()
         if published is not None:
             axes.axvline(published, color=INK, linewidth=0.8, linestyle=":")
         kinds = pd.DataFrame(list(points.per_kind), index=points.scale).groupby(level=0).mean()
-        if kinds.shape[1] > 1:
+        if same_scales and kinds.shape[1] > 1:
             height = -inf
             for place, kind in enumerate(kinds.iloc[-1].sort_values(kind="stable").index):
                 axes.plot(kinds.index, 100 * kinds[kind], color=INK, linewidth=0.9, linestyle=DASHES[1 + place % 3])
                 height = max(height + LABEL_GAP, 100 * kinds[kind].iloc[-1])
                 end = (kinds.index[-1], height)
                 axes.annotate(str(kind), end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-        mean = points.groupby("scale").accuracy.mean()
-        axes.plot(mean.index, 100 * mean, color=look.colour, linewidth=2)
+        lines = [points.groupby("scale").accuracy.mean()] if same_scales else []
+        lines += [] if same_scales else [own.set_index("scale").accuracy for _, own in points.groupby("seed")]
+        for line in lines:
+            line = line.sort_index()
+            axes.plot(line.index, 100 * line, color=look.colour, linewidth=2 if same_scales else 1.2)
+        axes.vlines(points.scale, 100 * points.low, 100 * points.high, color=look.colour, linewidth=0.8, alpha=0.6)
         for point in points.itertuples():
             face = "none" if point.state == "pruned" else look.colour
             here = ([point.scale], [100 * point.accuracy])
@@ -227,6 +235,11 @@ def scale_response(name: str, alt: str, points: pd.DataFrame, look: Look, publis
         axes.set_ylabel("validation accuracy (%)")
 
     return draw(name, alt, (3.8, 2.7), paint, margins=(0.52, 0.58, 0.46, 0.08))
+
+
+def octaves(low: float, high: float) -> list[float]:
+    """The powers of two from low to high, and at least those next to them."""
+    return [2.0**power for power in range(floor(log2(low)), ceil(log2(high)) + 1)]
 
 
 def training_curve(name: str, alt: str, curves: pd.DataFrame, looks_of: dict[str, Look], ylabel: str) -> str:

@@ -112,7 +112,21 @@ def search_table(files: dict[str, Path], trials: pd.DataFrame) -> pd.DataFrame:
             for point in found["points"]:
                 chosen = point["scale"] == found["chosen"]
                 rows.append({**point, "chosen": chosen, "objective": found["objective"], "trial": trial.trial})
-    columns = ["scale", "accuracy", "questions", "correct", "state", "per_kind", "chosen", "objective", "trial"]
+    columns = [
+        *(
+            "scale",
+            "accuracy",
+            "low",
+            "high",
+            "questions",
+            "correct",
+            "state",
+            "per_kind",
+            "chosen",
+            "objective",
+            "trial",
+        )
+    ]
     points = pd.DataFrame(rows, columns=columns)
     return points.merge(trials[["trial", "variant", "setting", "seed", "run_id"]], on="trial")
 

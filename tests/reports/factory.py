@@ -258,6 +258,8 @@ def scale_search(rng: np.random.Generator) -> dict[str, Any]:
             {
                 "scale": scale,
                 "accuracy": correct / 40,
+                "low": max(0.0, correct / 40 - 0.15),
+                "high": min(1.0, correct / 40 + 0.15),
                 "questions": 40,
                 "correct": correct,
                 "state": "pruned" if scale == 2.0 else "complete",

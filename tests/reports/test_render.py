@@ -13,9 +13,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
-from reports.figures import inline
+from reports.figures import Look, inline, scale_response
 from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
 from reports.tables import summary_table
@@ -284,6 +285,21 @@ def requests_of_pages(net_log: Path) -> list[str]:
     started = [event["params"] for event in events if "initiator" in event.get("params", {})]
     asked = [params["url"] for params in started if params["initiator"] != "not an origin" and "url" in params]
     return [url for url in asked if not url.startswith(("file:", "data:"))]
+
+
+def test_a_search_over_a_range_has_legible_ticks_and_a_line_for_each_seed() -> None:
+    rows = [
+        (seed, 0.25 * 1.21**place + seed / 100, 0.5, 0.3, 0.7, "complete", place == 3, {})
+        for seed in (0, 1)
+        for place in range(15)
+    ]
+    columns = ["seed", "scale", "accuracy", "low", "high", "state", "chosen", "per_kind"]
+    svg = scale_response("s", "alt", pd.DataFrame(rows, columns=columns), Look("#0072B2", "-", "o"), 1.0)
+    ticks = [
+        label for label in re.findall(r">([\d.]+)</text>", svg) if label not in {"0", "20", "40", "60", "80", "100"}
+    ]
+    assert ticks == ["0.25", "0.5", "1", "2", "4"]
+    assert svg.count("stroke-width: 1.2") == 2
 
 
 def test_numbers_that_a_figure_shows_are_not_shortened() -> None:
