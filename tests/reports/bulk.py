@@ -3,6 +3,7 @@
 import sqlite3
 from pathlib import Path
 from uuid import UUID
+from zlib import crc32
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from tests.reports.factory import open_store, simulate
 def write_study_in_bulk(root: Path, design: Design) -> str:
     """The same runs as write_study; MLflow itself creates the store. Returns the tracking URI."""
     uri, experiment_id = open_store(root, design.name)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(crc32(design.name.encode()))  # run ids of its own in a store of several studies
     runs = simulate(design)
     ids = [UUID(bytes=rng.bytes(16)).hex for _ in runs]
     rows: dict[str, list[tuple[object, ...]]] = {

@@ -8,8 +8,8 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from reports.results import StudyResults, load_study
+from tests.reports.bulk import write_study_in_bulk
 from tests.reports.design import QUICKSTART, Design
-from tests.reports.factory import write_study
 
 EVIL = "<script>alert('x')</script>"
 STUDY = Design(
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store(root: Path) -> str:
     """The tracking URI of STUDY: six variants, two seeds, two contexts, one failed cell, hostile text."""
-    return write_study(root, STUDY)
+    return write_study_in_bulk(root, STUDY)
 
 
 @pytest.fixture(scope="session")

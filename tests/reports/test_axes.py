@@ -11,8 +11,8 @@ from reports.results import StudyResults, load_study
 from reports.tables import accuracy_tables, summary_table
 from reports.verdicts import BEYOND, judge
 from reports.wording import verdict_sentence
+from tests.reports.bulk import write_study_in_bulk
 from tests.reports.design import QUICKSTART, Design
-from tests.reports.factory import write_study
 
 LOW, HIGH = "recipe.lr=0.001", "recipe.lr=0.002"
 STUDY = Design(
@@ -28,7 +28,7 @@ STUDY = Design(
 
 @pytest.fixture(scope="module")
 def results(root: Path) -> StudyResults:
-    return load_study(write_study(root, STUDY), "axes")
+    return load_study(write_study_in_bulk(root, STUDY), "axes")
 
 
 @pytest.fixture(scope="module")
