@@ -1,5 +1,6 @@
 """Several workers: the weights of one worker within rounding, and after kills those of an undisturbed training."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -16,10 +17,12 @@ from safetensors.torch import load_file
 from pipelines.engine import Artifact
 from pipelines.finetune.stage import run
 from tests.pipelines import world
-from tests.pipelines.test_training_resumes import stage_of
+from tests.pipelines.test_training_resumes import RECIPE, stage_of
 from tests.pipelines.tiny_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+
+LONG = dataclasses.replace(RECIPE, steps=60)
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,98 @@ def test_two_workers_have_the_losses_rows_and_positions_of_one(
     assert after_two.keys() == weights(tmp_path).keys()
     for name, tensor in weights(tmp_path).items():
         torch.testing.assert_close(after_two[name], tensor, rtol=0, atol=5e-5)
+
+
+RAY_SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_worker_niceness": "0"}
+CLUSTER = """
+import os, pickle, signal, sys, threading, time
+from pathlib import Path
+import psutil
+from ray.cluster_utils import Cluster
+from pipelines.engine import RayRunner, Store
+from tests.pipelines.engine.toys import wait_until
+
+stage, store = pickle.loads(Path(sys.argv[1]).read_bytes())
+checks = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
+cluster = Cluster(
+    initialize_head=True,
+    head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": checks},
+)
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+
+def raylet(node):
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+def workers(node):
+    found = []
+    for process in raylet(node).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+def lines():
+    return sum(len(path.read_text().splitlines()) for path in Path(store).glob("work/finetune/*/history.jsonl"))
+
+told = []
+
+def disturb():
+    wait_until(lambda: lines() >= 15, timeout_s=600)
+    busy = next(node for node in nodes if workers(node))
+    victim = workers(busy)[0]
+    victim.kill()
+    wait_until(lambda: not victim.is_running(), timeout_s=60)
+    told.append(lines())
+    # It goes on from step 10: only a new group of workers takes it beyond.
+    wait_until(lambda: lines() >= told[0] + 10, timeout_s=600)
+    lost = next(node for node in nodes if workers(node))
+    for process in [*raylet(lost).children(recursive=True), raylet(lost)]:
+        process.kill()
+    told.append(lines())
+
+watcher = threading.Thread(target=disturb, daemon=True)
+watcher.start()
+with RayRunner(Store(store), address=cluster.address, poll_s=0.05, backoff_s=0.01) as runner:
+    summary = runner.run([stage])
+print(summary.ok, [failure.traceback for _, failure in summary.failed], told, flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_that_loses_a_worker_and_then_a_node_ends_with_the_weights_of_an_undisturbed_training(
+    trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
+) -> None:
+    stage = stage_of(checkpoint, LONG, checkpoint_steps=10)
+    on_two(stage, trial, tmp_path / "undisturbed")
+    store = trial["frames"].path.parents[2]
+    spread = dataclasses.replace(stage.config.placement, num_workers=2)
+    stage = stage_of(checkpoint, LONG, spread=spread)
+    job = tmp_path / "job"
+    job.write_bytes(pickle.dumps((stage, store)))
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER, str(job)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "RAY_worker_niceness": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    told = done.stdout.splitlines()[-1:]
+    assert told, done.stderr[-3000:]
+    assert told[0].startswith("True []"), told[0]
+    assert len(json.loads(told[0].removeprefix("True []"))) == 2, "both kills happened while it trained"
+    artifact = store / "artifacts" / "finetune" / stage.fingerprint
+    steps = [json.loads(line)["step"] for line in (artifact / "history.jsonl").read_text().splitlines()]
+    assert steps == list(range(LONG.steps or 0))
+    after, undisturbed = weights(artifact), weights(tmp_path / "undisturbed" / "out")
+    assert all(torch.equal(after[name], undisturbed[name]) for name in undisturbed)
