@@ -222,6 +222,11 @@ class Config:
     setting: str = ""
 
     def __post_init__(self) -> None:
+        if self.recipe.batch_size % self.cluster.training.workers:
+            raise ValueError(
+                f"recipe.batch_size is {self.recipe.batch_size}, no multiple of cluster.training.workers "
+                f"{self.cluster.training.workers}; change one of them"
+            )
         if self.study.search.benchmark not in self.benchmarks:
             known = ", ".join(self.benchmarks)
             raise ValueError(f"study.search.benchmark is {self.study.search.benchmark!r}; the study has {known}")

@@ -15,6 +15,7 @@ from experiments.config import Config, load_config
 from experiments.grid import Grid, build_grid, with_cells
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, doing, duration
+from experiments.training import FLOPS_BASIS, gpu_hours
 from experiments.training import missing as training_missing
 from pipelines.engine import Event, EventKind, PlannedStage, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
@@ -187,6 +188,10 @@ def print_plan(study: Study, console: Console) -> None:
         expected = [item.expected_s for item in missing if item.expected_s is not None]
         cost = f", about {duration(sum(expected))} of work" if expected else ", cost unknown" if missing else ""
         say(console, f"  {name:<13} {len(items) - len(missing)} done, {len(missing)} to run{cost}")
+    done = {item.fingerprint for item in planned if item.state == State.DONE}
+    hours = [gpu_hours(trial.config) for trial in study.grid.trials if trial.finetune.fingerprint not in done]
+    if reckoned := [each for each in hours if each is not None]:
+        say(console, f"about {sum(reckoned):,.0f} GPU hours for {len(reckoned)} trainings, {FLOPS_BASIS}")
     total = [item.expected_s for item in planned if item.state != State.DONE]
     if not total:
         say(console, "nothing to do: every cell is done")

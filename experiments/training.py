@@ -18,6 +18,10 @@ from pipelines.video.budget import FrameBudget
 # FLOP/s that a GPU is reckoned to reach: at this rate the papers' 7B training (300,000 rows of 8,200 tokens) takes the
 # 304 H800 hours that they give. Measured durations take its place once a like training has run in the store.
 FLOPS_PER_GPU = 1.17e14
+FLOPS_BASIS = (
+    f"reckoned from parameters x tokens at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s a GPU, the rate of the papers' 304 H800 "
+    "hours for 7B; a recorded duration counts more"
+)
 
 
 def training_budget(config: Config) -> FrameBudget:

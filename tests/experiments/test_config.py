@@ -16,6 +16,15 @@ def test_every_named_study_composes_into_a_grid(study: str) -> None:
     assert f"name: {study}" in resolved
 
 
+@pytest.mark.parametrize("group", ["model", "recipe", "dataset", "cluster"])
+def test_every_choice_of_a_group_composes(group: str) -> None:
+    for choice in choices(group):
+        workers = ["recipe.batch_size=128"] if group == "cluster" else []
+        config, _ = load_config(["study=quickstart", f"{group}={choice}", *workers])
+        name = getattr(getattr(config, group), "name", choice)
+        assert name == choice
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -23,6 +32,10 @@ def test_every_named_study_composes_into_a_grid(study: str) -> None:
         (["study=nope"], r"unknown study 'nope'; there are .*quickstart"),
         (["study=smoke", "model=huge"], r"unknown model 'huge'; there are .*tiny"),
         (["study=smoke", "cluster.training.workers=0"], r"cluster\.training\.workers is 0; it must be 1 or more"),
+        (
+            ["study=smoke", "cluster.training.workers=3"],
+            r"batch_size is 16, no multiple of cluster\.training\.workers 3",
+        ),
         (["study=smoke", "cluster.training.fsdp=true"], r"shards a model over workers; set cluster\.training\.workers"),
         (["study=smoke", "cluster.training.attention=fast"], r"attention is 'fast'; allowed are auto, sdpa"),
         (["study=smoke", "model=qwen2_vl_7b", "model.hidden_size=64"], r"unknown key model\.hidden_size"),
