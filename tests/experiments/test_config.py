@@ -2,18 +2,37 @@ from pathlib import Path
 
 import pytest
 
+from experiments.asking import contexts_of
 from experiments.config import ScaleRange, choices, load_config
 from experiments.grid import build_grid
+from experiments.training import gpu_hours, missing
 
 
 @pytest.mark.parametrize("study", choices("study"))
 def test_every_named_study_composes_into_a_grid(study: str) -> None:
     config, resolved = load_config([f"study={study}"])
     grid = build_grid(config)
-    expected = len(config.study.variants) * len(config.study.seeds) * len(config.benchmarks) * len(config.settings)
-    assert len(grid.cells) == expected * len(config.study.contexts_frames) * len(config.study.scale_rules)
+    lengths = sum(len(contexts_of(config, benchmark)) for benchmark in config.benchmarks)
+    expected = len(config.study.variants) * len(config.study.seeds) * len(config.settings) * lengths
+    assert len(grid.cells) == expected * len(config.study.scale_rules)
     assert config.study.name == study
     assert f"name: {study}" in resolved
+
+
+def test_a_training_of_the_papers_is_reckoned_to_cost_what_they_say() -> None:
+    paper, _ = load_config(["study=paper"])
+    assert gpu_hours(paper) == pytest.approx(304, rel=0.01)
+    smaller, _ = load_config(["study=paper", "model=qwen2_vl_2b", "recipe=paper_2b", "model.language=Qwen/Qwen2-1.5B"])
+    assert gpu_hours(smaller) == pytest.approx(61, rel=0.01)
+    assert gpu_hours(load_config(["study=smoke"])[0]) is None
+
+
+def test_data_and_weights_that_are_not_there_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "set dataset.root to the folder of llava_video_178k" in (missing(load_config(["study=paper"])[0]) or "")
+    absent, _ = load_config(["study=quickstart", "model=qwen2_vl_2b", "model.path=nobody/nothing"])
+    assert "nobody/nothing is not in the hub's local cache" in (missing(absent) or "")
+    assert missing(load_config(["study=smoke"])[0]) is None
 
 
 @pytest.mark.parametrize("group", ["model", "recipe", "dataset", "cluster"])
