@@ -133,9 +133,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--once", action="store_true", help="run what is due now, and end")
     takes_store(start)
-    takes_study(
-        command("plan", "show the cells, what is cached and the expected cost", prepare_plan, "study=quickstart")
+    plan = takes_study(
+        command(
+            "plan",
+            "show the cells, what is cached, the expected cost and what differences the grid can tell",
+            prepare_plan,
+            "study=quickstart",
+            "study=quickstart --cells",
+        )
     )
+    plan.add_argument("--cells", action="store_true", help="list every cell's id and state")
+    plan.add_argument("--json", action="store_true", help="as JSON, with every cell")
     explain = takes_study(
         command(
             "explain",

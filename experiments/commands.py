@@ -148,12 +148,16 @@ def scheduled_store(overrides: Sequence[str]) -> Path:
 def prepare_plan(args: argparse.Namespace) -> Command:
     from rich.console import Console
 
-    from experiments.study import open_study, print_plan
+    from experiments.planning import plan_json, print_plan
+    from experiments.study import open_study
 
     study = open_study(args.overrides)
 
     def plan(_: argparse.Namespace) -> int:
-        print_plan(study, Console())
+        if args.json:
+            print(plan_json(study))
+        else:
+            print_plan(study, Console(), cells=args.cells)
         return 0
 
     return plan

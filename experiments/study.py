@@ -10,14 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.asking import contexts_of
 from experiments.config import Config, load_config
 from experiments.grid import Grid, build_grid, with_cells
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, doing, duration
-from experiments.training import FLOPS_BASIS, gpu_hours
 from experiments.training import missing as training_missing
-from pipelines.engine import Event, EventKind, PlannedStage, Stage, State, Store, Summary, explain, plan, walk
+from pipelines.engine import Event, EventKind, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 from reports.render import write_report
 from reports.results import earlier_study, load_study, without_password
@@ -166,43 +164,6 @@ def make_report(study: Study, console: Console, run_id: str) -> None:
     say(console, files.summary.read_text().rstrip())
     say(console, f"report: {files.html}")
     say(console, f"runs:   hope ui store={study.config.store}   (MLflow, experiment {study.config.study.name!r})")
-
-
-def print_plan(study: Study, console: Console) -> None:
-    """The cells, what is cached, and what the rest would cost."""
-    planned = plan(study.store, study.grid.targets)
-    found = counts(planned)
-    config = study.config
-    say(console, f"study {config.study.name}: {config.study.question}")
-    lengths = sum(len(contexts_of(config, name)) for name in config.benchmarks)
-    say(
-        console,
-        f"{len(study.grid.cells)} cells = {len(study.grid.trials)} trials x {lengths} contexts of "
-        f"{len(config.benchmarks)} benchmarks x {len(config.study.scale_rules)} scale rules",
-    )
-    by_name: dict[str, list[PlannedStage]] = {}
-    for item in planned:
-        by_name.setdefault(item.stage.name, []).append(item)
-    for name, items in by_name.items():
-        missing = [item for item in items if item.state != State.DONE]
-        expected = [item.expected_s for item in missing if item.expected_s is not None]
-        cost = f", about {duration(sum(expected))} of work" if expected else ", cost unknown" if missing else ""
-        say(console, f"  {name:<13} {len(items) - len(missing)} done, {len(missing)} to run{cost}")
-    done = {item.fingerprint for item in planned if item.state == State.DONE}
-    hours = [gpu_hours(trial.config) for trial in study.grid.trials if trial.finetune.fingerprint not in done]
-    if reckoned := [each for each in hours if each is not None]:
-        say(console, f"about {sum(reckoned):,.0f} GPU hours for {len(reckoned)} trainings, {FLOPS_BASIS}")
-    total = [item.expected_s for item in planned if item.state != State.DONE]
-    if not total:
-        say(console, "nothing to do: every cell is done")
-    elif all(seconds is not None for seconds in total):
-        slots = config.cluster.num_cpus or os.cpu_count() or 1
-        left = duration(sum(seconds or 0 for seconds in total) / slots)
-        say(console, f"about {left} on {slots} CPUs, from recorded durations of like stages")
-    else:
-        say(console, "no like stage has run in this store yet: see the cost in the head of the study's file")
-    if found[State.FAILED]:
-        say(console, f"{found[State.FAILED]} failed before and would run again: hope status study={config.study.name}")
 
 
 def print_status(study: Study, console: Console) -> int:

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
+from experiments.config import load_config
+from experiments.grid import build_grid
 from hope_core import list_variants
+from pipelines.engine import LocalRunner, Store
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,26 @@ def test_the_plan_counts_cells_and_writes_nothing(tmp_path: Path, capsys: pytest
     assert main(["plan", "study=quickstart", f"store={tmp_path / 'out'}"]) == 0
     said = capsys.readouterr().out
     assert "360 cells = 12 trials x 10 contexts of 2 benchmarks x 3 scale rules" in said
+    assert "v_niah: cannot resolve less than" in said
+    assert "FLOP/s a core" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_every_cell_of_a_plan_has_its_id_and_state(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = load_config([*small, "cluster.decode_workers=0"])
+    trial = build_grid(config).trials[0]
+    LocalRunner(Store(Path(config.store))).run([trial.finetune])
+    assert main(["plan", *small, "--cells"]) == 0
+    said = capsys.readouterr().out
+    assert "missing  hope-s0/v_niah_d/128/searched" in said
+    assert "1 done, 1 to run" in next(line for line in said.splitlines() if "finetune" in line)
+    assert "recorded durations of like stages" in said
+    assert "one seed tells nothing apart" in said
+    assert main(["plan", *small, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {cell["id"]: cell["state"] for cell in found["cells"]}["m_rope-s0/v_niah_d/32/published"] == "missing"
+    assert next(stage for stage in found["stages"] if stage["name"] == "finetune")["done"] == 1
+    assert found["resolutions"][0]["difference"] is None
 
 
 def test_the_registry_is_listed_whole_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
