@@ -1,3 +1,4 @@
+import json
 import stat
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from mlflow import MlflowClient
 
 from experiments.cli import main
 from experiments.firing import read_firings
+from experiments.rerun import open_rerun
 from experiments.schedule import AlreadyRunning, Schedule, cron, every, make_task, only_scheduler
-from tests.experiments.test_rerun import GROWN
+from pipelines.engine import LocalRunner, Store
+from tests.pipelines.benchmarks.miniatures import write_mlvu
 
 
 class Clock:
@@ -32,16 +35,20 @@ def artifacts(store: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_a_changed_benchmark_folder_runs_exactly_the_new_cells_once(finished: list[str], tmp_path: Path) -> None:
-    store, folder, clock = tmp_path / "out", tmp_path / "benchmark", Clock()
-    folder.mkdir()
-    (folder / "questions.json").write_text("[]")
+    store, folder, clock = tmp_path / "out", tmp_path / "mlvu", Clock()
+    write_mlvu(folder, videos=3)
+    tiny = "{fps:2.0,frames_per_1000_tokens:250.0,min_frames:2,min_tokens:1,max_tokens:4}"
+    mlvu = [f"root={folder}", "contexts_tokens=[16]", "max_new_tokens=3", f"budget={tiny}"]
+    study = [*finished, "cluster.decode_workers=0", "benchmark=mlvu", *(f"benchmarks.mlvu.{each}" for each in mlvu)]
+    assert LocalRunner(Store(store)).run(open_rerun(study).study.selected.targets).ok
     before = artifacts(store)
     with Schedule(store, clock=clock) as schedule:
-        schedule.add(every(2), make_task("watched", [*finished, *GROWN], crontab=None, watch=folder))
+        schedule.add(every(2), make_task("watched", study, crontab=None, watch=folder))
         for _ in range(3):
             clock.forward(seconds=2)
             assert schedule.run_due(print) == []
-        (folder / "questions.json").write_text("[1]")
+        counting = folder / "json" / "4_count.json"
+        counting.write_text(json.dumps([*json.loads(counting.read_text())[1:]]))
         clock.forward(seconds=2)
         assert schedule.run_due(print) == []  # it may still be being written
         clock.forward(seconds=2)
@@ -49,15 +56,15 @@ def test_a_changed_benchmark_folder_runs_exactly_the_new_cells_once(finished: li
         clock.forward(hours=1)
         assert schedule.run_due(print) == []
     assert firing.exit_code == 0, (store / firing.log).read_text()
-    assert len(firing.ran) == 4
-    made = artifacts(store) - before
-    assert len(made) == 4
-    assert {name.split("/")[0] for name in made} == {"evaluate"}
+    evaluations = [label for label in firing.ran if label.startswith("evaluate")]
+    assert len(evaluations) == 4
+    assert all("mlvu" in label for label in firing.ran), firing.ran
+    assert len(artifacts(store) - before) == len(firing.ran)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("schedule").experiment_id])
     assert run.data.tags["cause"] == f"{folder} changed"
-    assert run.data.metrics == {"exit_code": 0, "stages_run": 4, "duration_s": firing.duration_s}
-    assert client.get_run(run.data.tags["study_run"]).data.tags["expected_cells"] == "16"
+    assert run.data.metrics == {"exit_code": 0, "stages_run": len(firing.ran), "duration_s": firing.duration_s}
+    assert client.get_run(run.data.tags["study_run"]).data.tags["expected_cells"] == "12"
     assert [each.mlflow_run for each in read_firings(store)] == [run.info.run_id]
 
 
