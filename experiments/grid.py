@@ -221,6 +221,11 @@ def _check_films(config: Config) -> None:
         )
 
 
+def lend(stage: Stage, num_gpus: int) -> Stage:
+    """The stage, asking for so many GPUs too; no part of its identity."""
+    return replace(stage, resources=replace(stage.resources, num_gpus=num_gpus))
+
+
 def _trial(
     config: Config,
     entry: VariantEntry,
@@ -244,7 +249,8 @@ def _trial(
         placement=training_placement(config),
         num_samples=num_samples(config),
     )
-    features = features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name)
+    num_gpus = config.cluster.training.gpus_per_worker  # who trains on GPUs answers on one
+    features = lend(features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name), num_gpus)
     made = {"checkpoint": finetune, "features": features, "dataset": dataset}
     search = None
     if variant.scalable and SEARCHED in study.scale_rules:
@@ -255,7 +261,7 @@ def _trial(
             rests_on = choice[wanted.benchmark].inputs(finetune, wanted.contexts)
             benchmark = benchmark.identity
         identity = SearchIdentity(benchmark, wanted.contexts, wanted.scales, wanted.seed, wanted.batch, wanted.prune_p)
-        placement = SearchPlacement(config.cluster.search_workers, config.cluster.search_storage)
+        placement = SearchPlacement(config.cluster.search_workers, config.cluster.search_storage, num_gpus)
         search = search_stage(identity, placement, rests_on, group=name)
     published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
     if variant.scalable and published is None and PUBLISHED in study.scale_rules:
@@ -282,4 +288,5 @@ def _trial(
             )
     asks_needles = any(isinstance(benchmark, NeedleBenchmark) for benchmark in config.benchmarks.values())
     used = features if asks_needles else None
+    evaluations = {key: lend(stage, num_gpus) for key, stage in evaluations.items()}
     return Trial(name, config, variant, seed, published, finetune, used, search, evaluations)

@@ -54,10 +54,12 @@ class SearchIdentity:
 
 @dataclass(frozen=True)
 class SearchPlacement:
-    """`num_workers` points are measured at once; `storage_url`: an RDB for Optuna instead of the stage's journal."""
+    """`num_workers` points are measured at once, each on `gpus_per_worker`; `storage_url`: an RDB for Optuna instead of
+    the stage's journal."""
 
     num_workers: int = 1
     storage_url: str | None = None
+    gpus_per_worker: int = 0
 
 
 def search_stage(
@@ -75,7 +77,7 @@ def search_stage(
         config=StageConfig(identity, placement),
         inputs=inputs,
         # Where tasks measure, they hold the CPUs; the one that drives them must not.
-        resources=Resources(num_cpus=0 if placement.num_workers > 1 else 1),
+        resources=Resources(num_cpus=0) if placement.num_workers > 1 else Resources(num_gpus=placement.gpus_per_worker),
         label=f"scale search {group}",
         resumable=True,
         process_group=group,
@@ -195,7 +197,7 @@ def _measure_batch(
     if num_workers > 1 and "ray" in sys.modules and sys.modules["ray"].is_initialized():
         import ray
 
-        task = ray.remote(num_cpus=1)(measure_point)
+        task = ray.remote(num_cpus=1, num_gpus=config.placement.gpus_per_worker)(measure_point)
         refs: list[Any] = []
         for scale, path in points:
             if len(refs) >= num_workers:

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_flash_attn_4_available
+
+from hope_core.modeling import load
 
 AUTO = "auto"
 PLAIN = ("sdpa", "eager")
@@ -58,6 +62,17 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if has < kernel.capability:
         return f"needs a GPU of compute capability {_version(kernel.capability)}, not {_version(has)}"
     return None
+
+
+def load_to_answer(path: Path) -> PreTrainedModel:
+    """A checkpoint with its variant, in eval mode: in bfloat16 on the GPU that Ray lent to this process, else as saved.
+
+    Ray shows a stage only the GPUs that it asked for.
+    """
+    if not torch.cuda.is_available():
+        return load(path).eval()
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    return load(path, dtype=dtype, attn_implementation=choose_attention(AUTO, device, dtype)).to(device).eval()
 
 
 def _version(capability: tuple[int, int]) -> str:

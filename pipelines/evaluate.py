@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from hope_core.modeling import load
 from pipelines.asked import Asked, Videos
+from pipelines.attention import load_to_answer
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.benchmarks.videos import FIRST_LETTER, NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
@@ -133,7 +133,7 @@ class Evaluator:
 
     def __init__(self, inputs: Mapping[str, Artifact], asked: Asked, *, split: str, chunk_tokens: int = 2048) -> None:
         self._chunk_tokens = chunk_tokens
-        self._model = load(inputs["checkpoint"].path / "checkpoint").eval()
+        self._model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
         self._features = open_features(inputs["features"].path)
         dataset = inputs["dataset"].path if "dataset" in inputs else None

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from hope_core.modeling import load
+from pipelines.attention import load_to_answer
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.records import TEST, ChoiceQuestion, from_lines, survey, to_lines
 from pipelines.benchmarks.scoring import parse_answer, parse_published
 from pipelines.datasets import Media
+from pipelines.decode_progress import progress_path, progress_writer
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
 from pipelines.evaluate import keep_whole_lines
 from pipelines.generate import greedy_answers
@@ -147,6 +148,7 @@ def decode_videos(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: 
         cache_dir=Path(placement.cache_dir),
         num_workers=placement.num_workers,
         timeout_s=placement.timeout_s,
+        on_progress=progress_writer(progress_path(config)),
     )
     return {**asdict(done), "quarantined": len(done.quarantined)}
 
@@ -176,7 +178,7 @@ class ChoiceEvaluator:
 
     def __init__(self, inputs: Mapping[str, Artifact], benchmark: ChoiceBenchmark, *, split: str) -> None:
         self.benchmark = benchmark
-        self._model = load(inputs["checkpoint"].path / "checkpoint").eval()
+        self._model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
         self._inputs = inputs
         asked = [question for question in read_questions(inputs["questions"]) if question.split == split]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hope_core.modeling import load
+from pipelines.attention import load_to_answer
 from pipelines.benchmarks.needles import Needle
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.video.budget import normalise
@@ -80,7 +80,7 @@ def features_stage(checkpoint: Stage, frames: Stage, *, media: tuple[str, ...], 
 @torch.no_grad()
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
     """Write `features.safetensors` (one table, in the model's type) and `features.json` (where each medium lies)."""
-    model = load(inputs["checkpoint"].path / "checkpoint").eval()
+    model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
     frames = open_frames(inputs["frames"].path)
     media = sorted(name for name in frames if name.startswith(config.identity.media))
     missing = _missing(inputs["frames"].path, config.identity.media)
