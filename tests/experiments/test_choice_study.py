@@ -1,0 +1,113 @@
+"""docs/add-a-benchmark.md as it is written, and a released folder with faults, in one whole study."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from experiments.cli import main
+from experiments.config import CONF, load_config
+from experiments.grid import build_grid
+from tests.pipelines.benchmarks.miniatures import settings, write_faults, write_video
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-benchmark.md"
+
+
+def block(language: str) -> str:
+    """The page's code block of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a config of its own, to which the page's benchmark is added."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.config.CONF", tmp_path / "conf")
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "benchmark" / "zoo.yaml").write_text(block("yaml"), encoding="utf-8")
+    return tmp_path
+
+
+def write_zoo(folder: Path) -> None:
+    record = json.loads(block("json"))
+    lines = []
+    for number in range(3):
+        write_video(folder / "videos" / f"zoo{number}.mp4", seed=number)
+        lines.append(json.dumps({**record, "clip": f"zoo{number}"}))
+    (folder / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_a_folder_that_is_not_there_is_refused_in_one_line_and_can_be_planned(
+    here: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *small, "benchmark=zoo"]) == 2
+    assert "set benchmarks.zoo.root=FOLDER" in capsys.readouterr().err
+    assert not (here / "out").exists()
+    assert main(["plan", *small, "benchmark=zoo"]) == 0
+    assert "evaluate_choice" in capsys.readouterr().out
+
+
+def test_changed_content_is_a_new_question_set_and_the_folders_place_is_none(here: Path, small: list[str]) -> None:
+    write_zoo(here / "data" / "zoo")
+
+    def cells(*overrides: str) -> dict[str, tuple[str, str]]:
+        grid = build_grid(load_config([*small, "benchmark=zoo", *overrides])[0])
+        return {cell.id: (cell.question_set, cell.stage.fingerprint) for cell in grid.cells}
+
+    before = cells()
+    shutil.copytree(here / "data" / "zoo", here / "elsewhere")
+    assert cells(f"benchmarks.zoo.root={here / 'elsewhere'}") == before
+    with (here / "data" / "zoo" / "questions.jsonl").open("a") as file:
+        file.write("\n" + block("json").strip().replace("passes by", "stands"))
+    after = cells()
+    assert {name for name in before if before[name] != after[name]} == {name for name in before if "/zoo/" in name}
+
+
+@pytest.mark.slow
+def test_the_page_runs_and_a_folder_with_faults_ends_with_error_rows_and_exit_code_1(
+    here: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_zoo(here / "data" / "zoo")
+    write_faults(here / "faults")
+    # The released folder, with a budget that suits the tiny model; its validation questions choose the scale.
+    given = settings("longvideobench", root=str(here / "faults"), drop=None, contexts_tokens=[16])
+    (here / "conf" / "benchmark" / "faults.yaml").write_text(json.dumps(given | {"name": "faults"}), encoding="utf-8")
+    command = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("hope run "))
+    written = [word for word in shlex.split(command)[2:] if not word.startswith("study=")]
+    overrides = [
+        *small,
+        *written,
+        "benchmark=faults",
+        "study.variants=[{name: hope, published_scale: 0.75}]",
+        "study.baseline=hope",
+        "study.scale_rules=[searched]",
+        "study.search={benchmark: faults, contexts: [16]}",
+    ]
+    assert main(["run", *overrides]) == 1
+    output = capsys.readouterr().out
+    assert re.search(r"incomplete hope-s0/faults/16/searched: \d+ questions ended in an error", output)
+    assert "incomplete hope-s0/zoo" not in output
+
+    config, _ = load_config(overrides)
+    stages = {cell.benchmark: cell.stage for cell in build_grid(config).cells}
+    path = Path(config.store) / "artifacts" / "evaluate_choice" / stages["faults"].fingerprint / "questions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    causes = {line["id"].split("/")[0]: line["error"] for line in lines if line["error"]}
+    tested = {line["id"].split("/")[0] for line in lines}
+    faulty = {f"vid{video}_{asked}" for video in (4, 5, 6) for asked in (0, 1)} | {"vid7_0"}
+    assert causes.keys() == faulty & tested
+    assert {"vid4_0", "vid5_0", "vid6_0"} & causes.keys()
+
+    client = MlflowClient(config.tracking)
+    experiment = client.get_experiment_by_name(config.study.name)
+    assert experiment
+    (cell,) = client.search_runs([experiment.experiment_id], "tags.benchmark = 'faults'")
+    assert cell.data.metrics["errors"] == len(causes)
+    assert cell.data.tags["incomplete"] == str(len(causes))
+    assert {"unparsed", "accuracy/published", "accuracy/macro", "accuracy/micro"} <= cell.data.metrics.keys()
+    assert main(["run", *overrides]) == 1  # done, and still incomplete
+    assert "nothing to do" in capsys.readouterr().out
