@@ -44,13 +44,12 @@ def published_rows(results: StudyResults, grid: pd.DataFrame, published: Path) -
     reference = pd.read_csv(published, dtype=str)
     ours = grid[grid.scale_rule == results.scale_rules[0]]
     rows = []
+    known: dict[tuple[str, str, str], list[Any]] = {}
+    for theirs in reference.itertuples():
+        for spelling in context_spellings(str(theirs.context)):
+            known.setdefault((str(theirs.benchmark), spelling, str(theirs.variant)), []).append(theirs)
     for row in ours.itertuples():
-        same = reference[
-            (reference.benchmark == row.benchmark)
-            & reference.context.map(lambda theirs, here=row.context: here in context_spellings(theirs))
-            & (reference.variant == results.variant(row.variant)["variant"])
-        ]
-        for theirs in same.itertuples():
+        for theirs in known.get((row.benchmark, row.context, results.variant(row.variant)["variant"]), []):
             rows.append(
                 {
                     "benchmark": title_of(results, row.benchmark, row.setting),
