@@ -130,6 +130,7 @@ def train(
             "quarantined": len(rows.quarantined),
             "num_parameters": num_parameters,
             "attention": attention,
+            "hub_commit": getattr(model.config, "_commit_hash", None),
         }
     accelerator.wait_for_everyone()
     return result if accelerator.is_main_process else {}

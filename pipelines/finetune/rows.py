@@ -27,9 +27,6 @@ from pipelines.samples import (
 )
 from pipelines.video.frames import FrameStore
 
-# More unusable rows than this share stop the stage, as unusable records do.
-QUARANTINE_LIMIT = 0.01
-
 
 @dataclass(frozen=True)
 class Source:
@@ -72,7 +69,7 @@ def make_rows(
     """Read the records and lay them out; without a tokenizer one is made of the texts themselves (the tiny model's).
 
     A record whose medium the preprocess stage quarantined goes with it, uncounted here; one that cannot be a row is
-    left out with its reason. Raises ValueError when that are more than 1 %.
+    left out with its reason. Raises ValueError when those are a larger share than the source's quarantine_limit.
     """
     quarantined: list[Quarantined] = []
     pieces: dict[str, list[Piece]] = {}
@@ -104,7 +101,7 @@ def make_rows(
             )
         except BadSample as error:
             quarantined.append(Quarantined(number, sample_id, str(error)))
-    check_quarantine("rows", [f"{q.id}: {q.reason}" for q in quarantined], len(pieces), QUARANTINE_LIMIT)
+    check_quarantine("rows", [f"{q.id}: {q.reason}" for q in quarantined], len(pieces), source.quarantine_limit)
     return Rows(samples, tuple(quarantined), tokenizer)
 
 

@@ -113,7 +113,7 @@ def train_here(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Pat
 def _rows(placement: FinetunePlacement, recipe: Recipe, inputs: Mapping[str, Artifact], frames: FrameStore) -> Rows:
     model = placement.model
     return make_rows(
-        placement.source or Source(inputs["dataset"].path, (DRAWN,), 0.0),
+        placement.source or Source(inputs["dataset"].path, (DRAWN,), quarantine_limit=0.0),
         frames,
         recipe,
         tokenizer=model.tokenizer() if isinstance(model, PretrainedModel) else None,

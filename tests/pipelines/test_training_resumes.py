@@ -96,7 +96,7 @@ run(config, trial, out_dir)
 """
 
 
-def test_kill_9_at_any_step_and_the_training_goes_on_to_the_same_weights_bit_for_bit(
+def test_after_kill_9_a_training_goes_on_from_its_checkpoint_to_the_same_weights_bit_for_bit(
     trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(RECIPE, lora=Lora(2, 4, 0.5, ("q_proj", "v_proj")))  # its dropout is random too
