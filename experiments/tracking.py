@@ -17,6 +17,7 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # A server that is away is told at once and asked again later (experiments.mirror); MLflow itself would ask for minutes,
 # and a write repeated below the tracker could be done twice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -25,13 +26,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from experiments.asking import contexts_of, train_length
-from experiments.config import Benchmark, Config
-from experiments.grid import Cell, Grid, Trial, label
+from experiments.asking import train_length
+from experiments.config import Config
+from experiments.grid import Cell, Grid, Trial
 from experiments.lookup import open_experiment, study_filter
-from experiments.preference import preference_curve
-from experiments.training import about_data
-from pipelines.benchmarks.choice import ChoiceBenchmark
+from experiments.study_record import study_record
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
 from pipelines.preprocess import QUARANTINED_RECORDS
 from reports.results import search
@@ -282,64 +281,6 @@ class Tracker:
 def gpu_hours(stage: Stage, duration_s: float) -> float:
     """GPUs that the stage holds while it runs, times hours; 0 for a stage on CPUs."""
     return stage.resources.num_gpus * duration_s / 3600
-
-
-def study_record(config: Config, grid: Grid) -> dict[str, Any]:
-    """What a report needs to know of a study besides its runs."""
-    study = config.study
-    first = {trial.label: trial for trial in reversed(grid.trials)}
-    return {
-        "name": study.name,
-        "question": study.question,
-        "baseline": study.baseline,
-        "description": study.description,
-        "variants": [_variant_record(config, trial) for trial in reversed(first.values())],
-        "seeds": list(study.seeds),
-        "benchmarks": {
-            name: {
-                "title": benchmark.title,
-                "context_unit": benchmark.context_unit,
-                "train_length": train_length(config, name),
-                "contexts": list(contexts_of(config, name)),
-                "scorer": benchmark.scorer,
-                "budget": asdict(next(cell.budget for cell in grid.cells if cell.benchmark == name)),
-                "question_set": grid.question_sets[name],
-                **_asked_of(grid, name, benchmark),
-                "settings": asdict(benchmark) | ({"root": ""} if isinstance(benchmark, ChoiceBenchmark) else {}),
-            }
-            for name, benchmark in config.benchmarks.items()
-        },
-        "scale_rules": list(study.scale_rules),
-        "equal_scale": study.equal_scale,
-        "data": about_data(config),
-    }
-
-
-def _variant_record(config: Config, trial: Trial) -> dict[str, Any]:
-    """A variant at one setting; `baseline` is the label of the variant that it is compared to, at the same setting."""
-    variant, model = trial.variant, trial.config.model
-    return {
-        **variant.to_dict(),
-        "label": trial.label,
-        "variant": variant.name,
-        "setting": trial.setting,
-        "baseline": label(config.study.baseline, trial.setting),
-        "positions": variant.positions.kind,
-        "frequencies": variant.frequencies.kind,
-        "scaling": variant.scaling.kind,
-        "published_scale": trial.published_scale,
-        "scalable": variant.scalable,
-        "preference": preference_curve(trial.config, trial),
-        "slot_axes": variant.slot_axes(model.head_dim, model.num_key_value_heads).tolist(),
-    }
-
-
-def _asked_of(grid: Grid, name: str, benchmark: Benchmark) -> dict[str, Any]:
-    """The accuracy of guessing, and what kinds of questions there are: found in the folder, if it lies in one."""
-    if isinstance(benchmark, ChoiceBenchmark):
-        found = grid.choice[name].survey
-        return {"chance": found.chance, "question_kinds": list(found.kinds)}
-    return {"chance": benchmark.chance, "question_kinds": list(benchmark.question_kinds)}
 
 
 def metric_name(text: str) -> str:

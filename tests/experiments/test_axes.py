@@ -5,7 +5,7 @@ import pytest
 from experiments.config import load_config
 from experiments.grid import Grid, build_grid
 from experiments.study import restrict
-from experiments.tracking import study_record
+from experiments.study_record import study_record
 
 RATES = "study.axes={recipe.lr: [0.001, 0.002]}"
 TWO_AXES = "study.axes={recipe.lr: [0.001, 0.002], model.num_layers: [1, 2]}"
