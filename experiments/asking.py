@@ -46,9 +46,17 @@ def read_folders(config: Config) -> Surveys:
 
 
 def choice_stages(config: Config, name: str, found: Survey, placement: PreprocessPlacement) -> ChoiceStages:
-    """The stages of one benchmark for the config's model, whose patches set the size of frames."""
+    """The stages of one benchmark for the config's model, whose patches set the size of frames.
+
+    Raises ValueError for a model whose rows hold a time before every cell, which answering does not write.
+    """
     benchmark, model = config.benchmarks[name], config.model
     assert isinstance(benchmark, ChoiceBenchmark)
+    if model.timestamps:
+        raise ValueError(
+            f"benchmarks.{name} cannot be asked of model {model.name}, which reads a time before every cell; "
+            "leave the benchmark out, or use a Qwen2-VL or Qwen2.5-VL model"
+        )
     questions = questions_stage(benchmark, found.digest)
     budgets = {
         context: benchmark.budget.at(

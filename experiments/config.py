@@ -379,7 +379,7 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
         elif hint == tuple[VariantEntry, ...]:
             for entry in value or ():
                 _refuse_unknown(entry, VariantEntry, "study.variants.")
-        elif hint == dict[str, Benchmark]:
+        elif kind is Config and key == "benchmarks":
             for name, inner in value.items():
                 if inner.get("kind") not in BENCHMARK_KINDS:
                     known = ", ".join(BENCHMARK_KINDS)

@@ -81,6 +81,16 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         (["study=smoke", "model.num_heads=3"], r"model\.hidden_size is 128 with model\.num_heads 3"),
         (["study=smoke", "on_failure=explode"], r"on_failure is 'explode'"),
         (["study=smoke", "benchmarks.v_niah_d.depths=[2.0]"], r"depths is \[2\.0\]; give numbers from 0 to 1"),
+        (
+            ["study=smoke", "benchmark=mlvu", "benchmarks.mlvu.kind=film"],
+            r"mlvu\.kind is 'film'; allowed are needles, ",
+        ),
+        (["study=smoke", "benchmark=mlvu", "benchmarks.mlvu.scoring=fair"], r"benchmarks\.mlvu\.scoring is 'fair'"),
+        (["study=smoke", "benchmark=mlvu", "benchmarks.mlvu.depths=[0]"], r"unknown key benchmarks\.mlvu\.depths"),
+        (
+            ["study=smoke", "benchmark=mlvu", "study.search.benchmark=mlvu"],
+            r"contexts is \[32\]; mlvu has \[8000, 16000",
+        ),
         (["study=smoke", "recipe.steps=[1"], r"recipe\.steps=\[1|no viable|mismatched|extraneous"),
         (["quickstart"], r"'quickstart' is no override; write key=value"),
     ],
