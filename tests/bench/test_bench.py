@@ -5,6 +5,7 @@ import torch
 
 from tests.bench import gpu_check
 from tests.bench.__main__ import replaced
+from tests.bench.bench_preprocess import _busy_files_per_s
 from tests.bench.measure import best_seconds, peak_bytes
 
 
@@ -61,3 +62,8 @@ def test_the_gpu_check_trains_the_language_model_on_the_text_in_bfloat16() -> No
 def test_the_gpu_check_without_a_gpu_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main([]) == 2
     assert capsys.readouterr() == ("", "no CUDA device: not run\n")
+
+
+def test_decoding_speed_counts_the_time_in_which_all_workers_are_busy() -> None:
+    one, other = [1.0, 2.0, 3.0, 4.0], [1.5, 2.5, 3.5, 9.0]  # the other hung at its end, when the first had run out
+    assert _busy_files_per_s([*other, *one], num_workers=2) == 5 / (4.0 - 1.5)
