@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from experiments.config import Config
 from experiments.training import cell_side
+from pipelines.asked import NiahQuestions, RulerQuestions, read_folder
 from pipelines.benchmarks.choice import ChoiceBenchmark
+from pipelines.benchmarks.folder import folder_frames_stage, media_digest
+from pipelines.benchmarks.niah import NiahBenchmark
 from pipelines.benchmarks.records import Survey, survey
+from pipelines.benchmarks.ruler import RulerBenchmark
 from pipelines.benchmarks.source import ABSENT
 from pipelines.engine import Stage, encode, fingerprint
 from pipelines.evaluate_choice import choice_frames_stage, choice_inputs, questions_stage
@@ -34,6 +39,45 @@ class ChoiceStages:
     def inputs(self, checkpoint: Stage, contexts: tuple[int, ...]) -> dict[str, Stage]:
         """What answering at these contexts rests on."""
         return choice_inputs(checkpoint, self.questions, {context: self.frames[context] for context in contexts})
+
+
+@dataclass(frozen=True)
+class NeedleFolder:
+    """A needle benchmark that lies in a folder: its questions and the stage that decodes its media, for all trials.
+
+    `missing` says why it cannot run, if it cannot; it can be planned.
+    """
+
+    asked: NiahQuestions | RulerQuestions
+    content: str
+    frames: Stage
+    budget: FrameBudget
+    missing: str | None
+
+
+def needle_folders(config: Config, placement: PreprocessPlacement) -> dict[str, NeedleFolder]:
+    """The study's needle benchmarks from folders. Raises ValueError for records that cannot be used."""
+    found = {}
+    for name, benchmark in config.benchmarks.items():
+        if not isinstance(benchmark, NiahBenchmark | RulerBenchmark):
+            continue
+        root, limits = Path(benchmark.root), benchmark.budget
+        budget = FrameBudget(
+            fps=limits.fps,
+            max_frames=limits.max_frames,
+            frame_size=(limits.frame_height, limits.frame_width),
+            patch_size=config.model.patch_size,
+            merge_size=config.model.spatial_merge_size,
+            temporal_patch_size=config.model.temporal_patch_size,
+        )
+        needed = [benchmark.records, *benchmark.folders]
+        absent = [part for part in needed if not (root / part).exists()]
+        missing = f"benchmarks.{name}.root {root} has no {', '.join(absent)}; put the folder there or set root"
+        content = ABSENT if absent else media_digest(root, benchmark.folders)
+        frames = folder_frames_stage(benchmark.name, root, benchmark.folders, content, budget, placement)
+        asked = read_folder(benchmark, absent=bool(absent))
+        found[name] = NeedleFolder(asked, content, frames, budget, missing if absent else None)
+    return found
 
 
 def read_folders(config: Config) -> Surveys:
@@ -77,6 +121,8 @@ def choice_stages(config: Config, name: str, found: Survey, placement: Preproces
 def contexts_of(config: Config, benchmark: str) -> tuple[int, ...]:
     """The lengths that a benchmark is asked at, in its own unit."""
     found = config.benchmarks[benchmark]
+    if isinstance(found, NiahBenchmark | RulerBenchmark):
+        return found.contexts
     return found.contexts_tokens if isinstance(found, ChoiceBenchmark) else config.study.contexts_frames
 
 
@@ -85,10 +131,12 @@ def train_length(config: Config, benchmark: str) -> int:
     study = config.study
     if config.benchmarks[benchmark].context_unit == "frames":
         return study.train_frames
+    if config.benchmarks[benchmark].context_unit == "cells":
+        return study.train_frames // config.model.temporal_patch_size
     return study.train_tokens or study.train_frames // config.model.temporal_patch_size * cell_side(config) ** 2
 
 
-def question_set(config: Config, benchmark: str, surveys: Surveys) -> str:
+def question_set(config: Config, benchmark: str, surveys: Surveys, folders: Mapping[str, NeedleFolder]) -> str:
     """A short hash of what is asked: the benchmark's definition and the files it is drawn from, or lies in.
 
     It follows the content of a benchmark's folder: changed content is another question set.
@@ -96,6 +144,8 @@ def question_set(config: Config, benchmark: str, surveys: Surveys) -> str:
     found = config.benchmarks[benchmark]
     if isinstance(found, ChoiceBenchmark):
         asked = {"benchmark": encode(found.identity), "content": surveys[benchmark].digest}
+    elif benchmark in folders:
+        asked = {"benchmark": encode(folders[benchmark].asked), "content": folders[benchmark].content}
     else:
         asked = {"benchmark": encode(found), "dataset": encode(config.dataset)}
     return fingerprint(asked)[:12]

@@ -21,6 +21,8 @@ from experiments.axes import as_overrides, combinations, expand_parts, refuse_se
 from pipelines.attention import WISHES
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.benchmarks.niah import NiahBenchmark
+from pipelines.benchmarks.ruler import RulerBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.dataset_folder import FolderDataset
 from pipelines.finetune import Recipe
@@ -34,8 +36,15 @@ PUBLISHED, EQUAL, SEARCHED = "published", "equal", "searched"
 SCALE_RULES = (PUBLISHED, EQUAL, SEARCHED)
 
 # The kinds of benchmarks, told apart by their field `kind`.
-Benchmark = typing.Annotated[NeedleBenchmark | ChoiceBenchmark, Field(discriminator="kind")]
-BENCHMARK_KINDS = {"needles": NeedleBenchmark, "choice": ChoiceBenchmark}
+Benchmark = typing.Annotated[
+    NeedleBenchmark | NiahBenchmark | RulerBenchmark | ChoiceBenchmark, Field(discriminator="kind")
+]
+BENCHMARK_KINDS = {
+    "needles": NeedleBenchmark,
+    "niah": NiahBenchmark,
+    "ruler": RulerBenchmark,
+    "choice": ChoiceBenchmark,
+}
 
 
 @dataclass(frozen=True)

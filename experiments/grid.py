@@ -6,13 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.asking import ChoiceStages, Surveys, choice_stages, contexts_of, question_set, read_folders
+from experiments.asking import (
+    ChoiceStages,
+    NeedleFolder,
+    Surveys,
+    choice_stages,
+    contexts_of,
+    needle_folders,
+    question_set,
+    read_folders,
+)
 from experiments.axes import matches
 from experiments.config import EQUAL, PUBLISHED, SEARCHED, Config, Setting, StudyConfig, VariantEntry
 from experiments.scale_search import SearchIdentity, SearchPlacement, search_stage
 from experiments.training import num_samples, training_budget, training_data, training_placement
 from hope_core import Variant, get_variant, make_variant
+from pipelines.asked import Asked
 from pipelines.benchmarks.choice import ChoiceBenchmark
+from pipelines.benchmarks.folder import SOURCE
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.engine import Stage
@@ -85,6 +96,7 @@ class Grid:
     frames: Stage
     question_sets: dict[str, str]
     choice: dict[str, ChoiceStages]
+    folders: dict[str, NeedleFolder]
     trials: tuple[Trial, ...]
     cells: tuple[Cell, ...]
 
@@ -180,12 +192,14 @@ def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
     for _, variant in variants:
         variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)  # refuses sizes that it cannot serve
     choice = {name: choice_stages(config, name, found, placement) for name, found in surveys.items()}
+    folders = needle_folders(config, placement)
     trials = tuple(
-        _trial(config, entry, variant, seed, dataset, frames, choice)
+        _trial(config, entry, variant, seed, dataset, frames, choice, folders)
         for seed in study.seeds
         for entry, variant in variants
     )
-    question_sets = {name: question_set(config, name, surveys) for name in config.benchmarks}
+    question_sets = {name: question_set(config, name, surveys, folders) for name in config.benchmarks}
+    own_budgets = {name: folder.budget for name, folder in folders.items()}
     cells = tuple(
         Cell(
             trial,
@@ -193,14 +207,14 @@ def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
             context,
             rule,
             stage,
-            choice[benchmark].budgets[context] if benchmark in choice else budget,
+            choice[benchmark].budgets[context] if benchmark in choice else own_budgets.get(benchmark, budget),
             question_sets[benchmark],
         )
         for trial in trials
         for (benchmark, rule), stage in trial.evaluations.items()
         for context in contexts_of(config, benchmark)
     )
-    return Grid(dataset, frames, question_sets, choice, trials, cells)
+    return Grid(dataset, frames, question_sets, choice, folders, trials, cells)
 
 
 def _check_films(config: Config) -> None:
@@ -234,6 +248,7 @@ def _trial(
     dataset: Stage,
     frames: Stage,
     choice: Mapping[str, ChoiceStages],
+    folders: Mapping[str, NeedleFolder],
 ) -> Trial:
     study = config.study
     name = f"{variant.name}[{config.setting}]-s{seed}" if config.setting else f"{variant.name}-s{seed}"
@@ -252,15 +267,24 @@ def _trial(
     num_gpus = config.cluster.training.gpus_per_worker  # who trains on GPUs answers on one
     features = lend(features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name), num_gpus)
     made = {"checkpoint": finetune, "features": features, "dataset": dataset}
+    asked: dict[str, Asked] = {}
+    made_of: dict[str, dict[str, Stage]] = {}
+    for key, found in config.benchmarks.items():
+        if isinstance(found, NeedleBenchmark):
+            asked[key], made_of[key] = found, made
+        elif key in folders:
+            shown = lend(features_stage(finetune, folders[key].frames, media=(f"{SOURCE}/",), group=name), num_gpus)
+            asked[key], made_of[key] = folders[key].asked, {"checkpoint": finetune, "features": shown}
     search = None
     if variant.scalable and SEARCHED in study.scale_rules:
         wanted = study.search
         benchmark = config.benchmarks[wanted.benchmark]
-        rests_on = made
         if isinstance(benchmark, ChoiceBenchmark):
+            searched: Asked | ChoiceBenchmark = benchmark.identity
             rests_on = choice[wanted.benchmark].inputs(finetune, wanted.contexts)
-            benchmark = benchmark.identity
-        identity = SearchIdentity(benchmark, wanted.contexts, wanted.scales, wanted.seed, wanted.batch, wanted.prune_p)
+        else:
+            searched, rests_on = asked[wanted.benchmark], made_of[wanted.benchmark]
+        identity = SearchIdentity(searched, wanted.contexts, wanted.scales, wanted.seed, wanted.batch, wanted.prune_p)
         placement = SearchPlacement(config.cluster.search_workers, config.cluster.search_storage, num_gpus)
         search = search_stage(identity, placement, rests_on, group=name)
     published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
@@ -278,13 +302,13 @@ def _trial(
                 )
                 continue
             evaluations[benchmark_name, rule] = evaluate_stage(
-                benchmark,
+                asked[benchmark_name],
                 contexts_of(config, benchmark_name),
                 scale,
                 placement=EvaluatePlacement(chunk_tokens=config.cluster.chunk_tokens),
                 chosen_scale=chosen,
                 group=name,
-                **made,
+                **made_of[benchmark_name],
             )
     asks_needles = any(isinstance(benchmark, NeedleBenchmark) for benchmark in config.benchmarks.values())
     used = features if asks_needles else None

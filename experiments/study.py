@@ -52,6 +52,7 @@ def refuse_missing(study: Study, *, training: bool = True) -> None:
     """Raise ValueError where files that the selected cells, or their training, rest on are not here."""
     wanted = {cell.benchmark for cell in study.selected.cells}
     absent = [stages.missing for name, stages in study.grid.choice.items() if name in wanted]
+    absent += [folder.missing for name, folder in study.grid.folders.items() if name in wanted]
     for line in [training_missing(study.config) if training else None, *absent]:
         if line:
             raise ValueError(line)

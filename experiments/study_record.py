@@ -9,6 +9,7 @@ from experiments.grid import Grid, Trial, label
 from experiments.preference import preference_curve
 from experiments.training import about_data
 from pipelines.benchmarks.choice import ChoiceBenchmark
+from pipelines.benchmarks.needles import NeedleBenchmark
 
 
 def study_record(config: Config, grid: Grid) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
                 "budget": asdict(next(cell.budget for cell in grid.cells if cell.benchmark == name)),
                 "question_set": grid.question_sets[name],
                 **_asked_of(grid, name, benchmark),
-                "settings": asdict(benchmark) | ({"root": ""} if isinstance(benchmark, ChoiceBenchmark) else {}),
+                "settings": asdict(benchmark) | ({} if isinstance(benchmark, NeedleBenchmark) else {"root": ""}),
             }
             for name, benchmark in config.benchmarks.items()
         },

@@ -207,6 +207,7 @@ class Tracker:
                 "errors": found["errors"],
                 "unparsed": found["unparsed"],
                 **_further_means(found),
+                **{f"prefill/{name}": value for name, value in found.get("prefill", {}).items()},
                 "duration_s": found["duration_s"],
                 "gpu_hours": gpu_hours(cell.stage, found["duration_s"]),
                 "cached": float(cached),

@@ -29,7 +29,7 @@ class NiahQuestions:
 
     @property
     def num_videos_per_context(self) -> int:
-        return len(self.benchmark.depths) * len(self.records)
+        return len(self.benchmark.depths) * max(1, len(self.records))
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,23 @@ class RulerQuestions:
 
     @property
     def num_videos_per_context(self) -> int:
-        return len(self.benchmark.depths) * len(self.records)
+        return len(self.benchmark.depths) * max(1, len(self.records))
 
 
 Asked = NeedleBenchmark | NiahQuestions | RulerQuestions
 
 
-def read_folder(benchmark: NiahBenchmark | RulerBenchmark) -> NiahQuestions | RulerQuestions:
-    """Read a folder benchmark's records. Raises ValueError in one line where they cannot be used."""
-    if isinstance(benchmark, NiahBenchmark):
-        return NiahQuestions(replace(benchmark, root=""), niah.read_records(benchmark))
-    return RulerQuestions(replace(benchmark, root=""), ruler.read_records(benchmark))
+def read_folder(benchmark: NiahBenchmark | RulerBenchmark, *, absent: bool = False) -> NiahQuestions | RulerQuestions:
+    """Read a folder benchmark's records; none of an absent folder, which can be planned and not run.
+
+    Raises ValueError in one line where they cannot be used.
+    """
+    placeless = replace(benchmark, root="")
+    if isinstance(placeless, NiahBenchmark):
+        assert isinstance(benchmark, NiahBenchmark)
+        return NiahQuestions(placeless, () if absent else niah.read_records(benchmark))
+    assert isinstance(benchmark, RulerBenchmark)
+    return RulerQuestions(placeless, () if absent else ruler.read_records(benchmark))
 
 
 class Videos:

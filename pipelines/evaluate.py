@@ -56,7 +56,7 @@ def evaluate_stage(
     *,
     checkpoint: Stage,
     features: Stage,
-    dataset: Stage | None,
+    dataset: Stage | None = None,
     placement: EvaluatePlacement,
     chosen_scale: Stage | None = None,
     group: str,

@@ -74,11 +74,14 @@ def media_digest(root: Path, folders: Sequence[str]) -> str:
 
 
 def folder_frames_stage(
-    name: str, root: Path, folders: Sequence[str], budget: FrameBudget, placement: PreprocessPlacement
+    name: str, root: Path, folders: Sequence[str], content: str, budget: FrameBudget, placement: PreprocessPlacement
 ) -> Stage:
-    """Decode the films and pictures in these folders of `root`; what cannot be decoded stops nothing."""
+    """Decode the films and pictures in these folders of `root`; what cannot be decoded stops nothing.
+
+    content: their `media_digest`.
+    """
     files = tuple(f"{folder}/*" for folder in folders)
-    source = MediaSource(name=SOURCE, files=files, content=media_digest(root, folders))
+    source = MediaSource(name=SOURCE, files=files, content=content)
     identity = PreprocessIdentity(budget=budget, sources=(source,), quarantine_limit=1.0)
     return Stage(
         name="frames",

@@ -49,7 +49,7 @@ class NiahBenchmark:
     postprompt: str
     seed: int
 
-    context_unit: ClassVar[str] = "frames"
+    context_unit: ClassVar[str] = "cells"
     scorer: ClassVar[str] = "exact_match@1"
     chance: ClassVar[float] = 0.0  # answers are free text or letters with an option's text
     question_kinds: ClassVar[tuple[str, ...]] = ("retrieval",)

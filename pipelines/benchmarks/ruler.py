@@ -55,7 +55,7 @@ class RulerBenchmark:
     postprompt: str
     seed: int
 
-    context_unit: ClassVar[str] = "frames"
+    context_unit: ClassVar[str] = "cells"
     chance: ClassVar[float] = 0.25  # most records have four options
 
     def __post_init__(self) -> None:

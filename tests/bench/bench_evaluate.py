@@ -1,4 +1,4 @@
-"""Evaluation: a needle grid on shared prefixes against one full forward for each question, and the memory of a long one.
+"""Evaluation: a needle grid on shared prefixes against a full forward for each question, and a long one's memory.
 
 The published grid is counted by composing it, and timed at a tenth of its lengths: random weights and features, every
 prediction compared. Memory is what a process holds at most over the model and the features.
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipelines.engine import Artifact
 from pipelines.evaluate import Evaluator
 from pipelines.features import Features, Span, open_features
 from pipelines.models import RandomModel, build_model, build_tokenizer
-from pipelines.prefill import Reader, cell_numbers, text_ids, video_sources, visual_sources
+from pipelines.prefill import Reader, cell_numbers, text_ids, video_sources
 from tests.bench.measure import Row, one_thread
 
 FILM = "folder/haystack/film.mp4"
@@ -103,7 +104,7 @@ def _counted() -> list[Row]:
         videos = [v for n in PUBLISHED for v in compose(benchmark, _records(period), films=lengths, context=n)]
         paths = sorted((cell_numbers(video, features) for video in videos), key=lambda path: path.tolist())
         naive = sum(map(len, paths))
-        shared = naive - sum(_common(before, path) for before, path in zip(paths, paths[1:], strict=False))
+        shared = naive - sum(_common(before, path) for before, path in pairwise(paths))
         what = f"frames prefilled for {name}'s published grid of {len(videos)} videos, against one by one"
         table.append(Row(what, f"{shared:,}", f"{naive:,}", shared / naive, "<= 0.36" if not period else ""))
     return table
@@ -134,7 +135,9 @@ def _timed() -> list[Row]:
     grid = f"{len(TIMED)} lengths x {len(DEPTHS)} depths x {len(NEEDLES)} needles"
     same = sum(shared[key] == prediction for key, prediction in naive.items())
     return [
-        Row(f"a grid of {grid}, against one full forward each", f"{own:.2f} s", f"{other:.2f} s", own / other, "<= 0.45"),
+        Row(
+            f"a grid of {grid}, against one full forward each", f"{own:.2f} s", f"{other:.2f} s", own / other, "<= 0.45"
+        ),
         Row("frames prefilled in it", f"{frames:,}", f"{naive_frames:,}", frames / naive_frames, ""),
         Row("predictions that are the same", str(same), str(len(naive)), same / len(naive), "1"),
     ]
@@ -200,8 +203,8 @@ def _memory() -> Row:
     cache = 2 * 4 * MODEL.num_layers * MODEL.hidden_size * LONG
     bound = 1.3 * peaks[SHORT] + cache
     what = (
-        f"peak memory of 64k tokens in chunks of {MEMORY_CHUNK}, against 1.3 x that of 16k ({peaks[SHORT] / 2**20:.0f} MiB) "
-        f"+ keys and values of 64k ({cache / 2**20:.0f} MiB)"
+        f"peak memory of 64k tokens in chunks of {MEMORY_CHUNK}, against 1.3 x that of 16k "
+        f"({peaks[SHORT] / 2**20:.0f} MiB) + keys and values of 64k ({cache / 2**20:.0f} MiB)"
     )
     return Row(what, f"{peaks[LONG] / 2**20:.0f} MiB", f"{bound / 2**20:.0f} MiB", peaks[LONG] / bound, "<= 1")
 

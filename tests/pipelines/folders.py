@@ -13,7 +13,7 @@ from hope_core import Variant
 from hope_core.modeling import install
 from pipelines import features
 from pipelines.asked import NiahQuestions, RulerQuestions
-from pipelines.benchmarks.folder import SOURCE, FolderBudget, folder_frames_stage
+from pipelines.benchmarks.folder import SOURCE, FolderBudget, folder_frames_stage, media_digest
 from pipelines.benchmarks.niah import NiahBenchmark
 from pipelines.benchmarks.ruler import RulerBenchmark, Task
 from pipelines.engine import Artifact, StageConfig
@@ -150,7 +150,9 @@ def evaluation_inputs(
         fps=benchmark.budget.fps, max_frames=benchmark.budget.max_frames, frame_size=(32, 32), patch_size=8
     )
     placement = PreprocessPlacement(cache_dir=str(out / "cache"), num_workers=0, timeout_s=60)
-    stage = folder_frames_stage(benchmark.name, Path(benchmark.root), benchmark.folders, budget, placement)
+    root = Path(benchmark.root)
+    content = media_digest(root, benchmark.folders)
+    stage = folder_frames_stage(benchmark.name, root, benchmark.folders, content, budget, placement)
     stage.run(stage.config, {}, out / "frames")
     frames = Artifact("frames", "frames", out / "frames", {})
     (out / "features").mkdir()
