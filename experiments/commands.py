@@ -104,7 +104,9 @@ def prepare_launch(args: argparse.Namespace) -> Command:
     if args.job is not None:
         if args.address is None or args.overrides:
             raise ValueError("--job shows a job of the cluster at --address; give no study with it")
-        return lambda _: launch.show(launch.connect(args.address), args.job, follows=args.follow)
+        client = launch.connect(args.address)
+        job = launch.find_job(client, args.job)
+        return lambda _: launch.show(client, job, follows=args.follow)
     if (args.address is None) == (args.print is None):
         raise ValueError("give --address http://HEAD:8265, or --print with one of rayjob, cronjob, slurm")
     config, _ = load_config(args.overrides)

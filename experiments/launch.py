@@ -91,10 +91,17 @@ def connect(address: str) -> "JobSubmissionClient":
 
     try:
         client = JobSubmissionClient(address)
-        client.get_version()
+        client.list_jobs()  # the first request that needs the token
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"job server {address}: {str(error).strip().splitlines()[0]}") from None
     return client
+
+
+def find_job(client: "JobSubmissionClient", job: str) -> str:
+    """The job's id. Raises ValueError where the cluster has no such job."""
+    if job not in (known := [found.submission_id for found in client.list_jobs()]):
+        raise ValueError(f"no job {job!r} on the cluster; there are {', '.join(filter(None, known)) or 'none'}")
+    return job
 
 
 @contextmanager

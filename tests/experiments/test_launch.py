@@ -185,3 +185,5 @@ def test_a_launched_rerun_runs_on_the_cluster_from_the_source_that_was_sent(
     refused = subprocess.run(command, env=stranger, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
+    assert main(["launch", "--address", head, "--job", "nobody"]) == 2
+    assert f"no job 'nobody' on the cluster; there are {job}" in capfd.readouterr().err
