@@ -52,6 +52,11 @@ class Mirror:
         """Runs written to MLflow by this launch."""
         return self._written_before + (self._tracker.written if self._tracker else 0)
 
+    @property
+    def run_ids(self) -> list[str]:
+        """The ids of the study's MLflow runs; none while the server is away."""
+        return self._tracker.run_ids if self._tracker else []
+
     def open(self) -> None:
         """Find or make the study run now, if the server is there; a local database exists afterwards."""
         self._write()

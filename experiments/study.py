@@ -1,5 +1,6 @@
 """Running a study: plan, run what is missing, mirror it in MLflow, report."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,8 +18,7 @@ from experiments.progress import Progress, counts, doing, duration
 from experiments.training import missing as training_missing
 from pipelines.engine import Event, EventKind, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
-from reports.render import write_report
-from reports.results import earlier_study, load_study, without_password
+from reports.results import without_password
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -105,6 +105,9 @@ def run_study(study: Study, console: Console) -> int:
     else:
         say(console, f"ran {len(summary.finished)} stages in {duration(summary.elapsed_s)}")
     incomplete = print_incomplete(study, console)
+    if missing == 0 and mirror.written == 0 and is_reported(study, mirror):
+        show_report(study, console)
+        return SOME_FAILED if incomplete else DONE
     reported = report_mirrored(study, console, mirror, run_id)
     return DONE if summary.ok and reported and not incomplete else SOME_FAILED
 
@@ -125,6 +128,7 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
     try:
         if run_id is not None:
             make_report(study, console, run_id)
+            report_stamp(study).write_text(_report_digest(study, mirror))
             if not mirror.written or mirror.attach_report():
                 return True
     except ValueError as error:  # every cell failed
@@ -159,12 +163,38 @@ def make_report(study: Study, console: Console, run_id: str) -> None:
 
     It says what changed since the study's former run, where there is one.
     """
+    from reports.render import write_report  # figures and tables: seconds of imports
+    from reports.results import earlier_study, load_study
+
     tracking = study.config.tracking
     results = load_study(tracking, study.config.study.name, run_id=run_id)
-    files = write_report(results, study.config.report_dir, earlier=earlier_study(tracking, results))
-    say(console, files.summary.read_text().rstrip())
-    say(console, f"report: {files.html}")
+    write_report(results, study.config.report_dir, earlier=earlier_study(tracking, results))
+    show_report(study, console)
+
+
+def show_report(study: Study, console: Console) -> None:
+    """Print the report's summary table, and where it and the runs are."""
+    say(console, (study.config.report_dir / "summary.txt").read_text().rstrip())
+    say(console, f"report: {study.config.report_dir / 'report.html'}")
     say(console, f"runs:   hope ui store={study.config.store}   (MLflow, experiment {study.config.study.name!r})")
+
+
+def is_reported(study: Study, mirror: Mirror) -> bool:
+    """Whether the report was made of these very MLflow runs and none of its files is missing or edited."""
+    stamp = report_stamp(study)
+    return stamp.is_file() and stamp.read_text() == _report_digest(study, mirror)
+
+
+def report_stamp(study: Study) -> Path:
+    """The file that says what the report beside it was made of."""
+    return study.config.report_dir.with_name(f"{study.config.report_dir.name}.made_of")
+
+
+def _report_digest(study: Study, mirror: Mirror) -> str:
+    digest = hashlib.sha256(json.dumps([study.grid.fingerprint, mirror.run_ids]).encode())
+    for path in sorted(path for path in study.config.report_dir.rglob("*") if path.is_file()):
+        digest.update(f"\n{path.relative_to(study.config.report_dir)} ".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def print_status(study: Study, console: Console) -> int:

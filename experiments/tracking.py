@@ -60,6 +60,10 @@ class Tracker:
     def study_run_id(self) -> str:
         return self._study_run
 
+    @property
+    def run_ids(self) -> list[str]:
+        return [self._study_run, *sorted(self._runs.values())]
+
     def record(self, stage: Stage, artifact: Artifact, *, cached: bool) -> None:
         """Mirror one finished stage: a fine-tuning as a trial run, an evaluation as cell runs, the data's losses."""
         if stage.fingerprint == self._grid.frames.fingerprint:
