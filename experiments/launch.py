@@ -87,12 +87,13 @@ def connect(address: str) -> "JobSubmissionClient":
             "no token for the cluster: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or RAY_AUTH_MODE=disabled for a "
             "cluster without tokens"
         )
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()  # the first request that needs the token
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise ValueError(f"job server {address}: {str(error).strip().splitlines()[0]}") from None
     return client
 
