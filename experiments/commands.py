@@ -99,7 +99,7 @@ def prepare_schedule_start(args: argparse.Namespace) -> Command:
 
 def prepare_launch(args: argparse.Namespace) -> Command:
     from experiments import launch
-    from experiments.config import load_config
+    from experiments.compose import load_config
 
     if args.job is not None:
         if args.address is None or args.overrides:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from experiments.config import CONF, load_config
+from experiments.compose import CONF, load_config
 from pipelines.engine.store import URL
 
 if TYPE_CHECKING:

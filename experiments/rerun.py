@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from experiments.config import named_benchmarks
+from experiments.compose import named_benchmarks
 from experiments.grid import Trial, with_cells
 from experiments.study import Study, open_study, refuse_missing, run_study, say
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.config import Config, load_config
+from experiments.compose import load_config
+from experiments.config import Config
 from experiments.grid import Grid, build_grid, with_cells
 from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, doing, duration

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 
 

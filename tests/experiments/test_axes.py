@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import Grid, build_grid
 from experiments.study import restrict
 from experiments.study_record import study_record

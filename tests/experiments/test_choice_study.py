@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.cli import main
-from experiments.config import CONF, load_config
+from experiments.compose import CONF, load_config
 from experiments.grid import build_grid
 from tests.pipelines.benchmarks.miniatures import settings, write_faults, write_video
 

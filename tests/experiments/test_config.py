@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from experiments.asking import contexts_of
-from experiments.config import ScaleRange, choices, load_config
+from experiments.compose import choices, load_config
+from experiments.config import ScaleRange
 from experiments.grid import build_grid
 from experiments.training import gpu_hours, missing
 

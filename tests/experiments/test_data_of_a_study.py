@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from rich.console import Console
 
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 from experiments.progress import Progress, doing
 from experiments.tracking import Tracker

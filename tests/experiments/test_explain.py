@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 from pipelines.engine import LocalRunner, Store
 

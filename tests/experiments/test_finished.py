@@ -2,7 +2,7 @@ import pytest
 import ray
 
 from experiments.cli import main
-from experiments.config import load_config
+from experiments.compose import load_config
 
 
 def test_a_finished_study_starts_no_ray_and_keeps_its_report_until_a_file_of_it_is_changed(

@@ -15,7 +15,7 @@ import yaml
 
 from experiments import launch
 from experiments.cli import build_parser, main
-from experiments.config import load_config
+from experiments.compose import load_config
 from tests.experiments.servers import free_port
 from tests.experiments.test_rerun import GROWN
 

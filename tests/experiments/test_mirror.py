@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 from experiments.mirror import Mirror
 from pipelines.engine import Event, EventKind, Store, walk

@@ -1,4 +1,4 @@
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 from pipelines.engine import Store, walk
 from tests.experiments.runs import check_tree
@@ -21,7 +21,7 @@ import threading
 import psutil
 from ray.cluster_utils import Cluster
 from experiments.cli import main
-from experiments.config import load_config
+from experiments.compose import load_config
 from experiments.grid import build_grid
 from pipelines.engine import Store
 

@@ -10,7 +10,7 @@ import pyarrow
 import yaml
 from pyarrow import parquet
 
-from experiments.config import CONF
+from experiments.compose import CONF
 from pipelines.video.synthetic import encode_mp4, haystack_frames
 
 OBJECTS = ("a red car", "a blue boat", "a green tree", "a white dog", "a black cat")
