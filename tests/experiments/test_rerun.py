@@ -56,7 +56,7 @@ def test_cells_of_other_benchmarks_that_are_missing_are_left(finished: list[str]
     ("overrides", "message"),
     [
         ([], "has no checkpoint of study 'smoke' with these settings; train it first: hope run study=smoke"),
-        (["benchmark=nope"], "unknown benchmark 'nope'; there are v_niah"),
+        (["benchmark=nope"], "unknown benchmark 'nope'; there are longvideobench"),
     ],
 )
 def test_a_rerun_that_cannot_be_is_one_line_and_writes_nothing(
