@@ -1,5 +1,6 @@
 """Decoding, and what becomes of damaged files: sound frames or a named refusal, never smeared ones."""
 
+import os
 import sys
 
 import numpy as np
@@ -239,3 +240,9 @@ def test_a_damaged_picture_is_read_or_refused(tmp_path, suffix):
         else:
             assert outcome.frames.ndim == 4
     assert refused >= 4
+
+
+def test_encoding_a_test_clip_leaves_the_process_at_its_ordinary_priority(tmp_path):
+    for codec in ("libx264", "libsvtav1"):
+        write_clip(tmp_path / f"{codec}.mp4", moving_frames(2, 64, 64), codec=codec, options={"crf": "30"})
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
