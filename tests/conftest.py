@@ -1,3 +1,5 @@
+import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -11,3 +13,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """The artifacts of one trained trial by stage name: dataset, frames, finetune, features."""
     root: Path = tmp_path_factory.mktemp("world")
     return world.run(root, world.trained(root))
+
+
+# Ray reads these once in a process, whoever asks first: every test of one process gets the same.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

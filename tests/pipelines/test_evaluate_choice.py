@@ -127,9 +127,9 @@ def test_a_cell_cut_anywhere_goes_on_and_ends_with_the_same_file(
     assert (cut / "questions.jsonl").read_bytes() == before  # timings too: nothing was answered again
 
 
-# The process kills itself as soon as three answers are in the file: whoever watched from outside could come too late.
+# The kernel kills the process in the middle of a line: whoever watched from outside could come too late.
 KILLED = """
-import json, os, signal, sys, threading
+import json, resource, signal, sys
 from pathlib import Path
 from pydantic import TypeAdapter
 from pipelines.benchmarks.choice import ChoiceBenchmark
@@ -138,35 +138,33 @@ from pipelines.evaluate_choice import EvaluateChoiceIdentity, run
 given = json.loads(sys.argv[1])
 inputs = {name: Artifact(name, "", Path(path), {}) for name, path in given["inputs"].items()}
 benchmark = TypeAdapter(ChoiceBenchmark).validate_python(given["benchmark"])
-path = Path(given["out"]) / "questions.jsonl"
-
-def kill():
-    while not path.exists() or path.read_bytes().count(b"\\n") < 3:
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)
-
-threading.Thread(target=kill, daemon=True).start()
-run(StageConfig(EvaluateChoiceIdentity(benchmark.identity, 0.75)), inputs, path.parent)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (given["limit_bytes"], given["limit_bytes"]))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+run(StageConfig(EvaluateChoiceIdentity(benchmark.identity, 0.75)), inputs, Path(given["out"]))
 """
 
 
-def test_a_cell_killed_by_kill_9_ends_with_the_file_of_an_uninterrupted_one(
+def test_a_cell_killed_in_the_middle_of_a_line_ends_with_the_file_of_an_uninterrupted_one(
     inputs: dict[str, Artifact], benchmark: ChoiceBenchmark, root: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
+    run(config(benchmark), inputs, whole)
+    lines = (whole / "questions.jsonl").read_bytes().splitlines(keepends=True)
     given = {
         "inputs": {name: str(artifact.path) for name, artifact in inputs.items()},
         "benchmark": settings("longvideobench", root=str(root), drop=None, splits={"validation_share": 0.25}),
         "out": str(killed),
+        "limit_bytes": sum(map(len, lines[:3])) + len(lines[3]) // 2,
     }
     process = subprocess.run([sys.executable, "-c", KILLED, json.dumps(given)], check=False)
-    assert process.returncode == -signal.SIGKILL
-    left = len((killed / "questions.jsonl").read_text().splitlines())
-    run(config(benchmark), inputs, whole)
+    assert process.returncode == -signal.SIGXFSZ
+    left = (killed / "questions.jsonl").read_bytes()
+    assert left.count(b"\n") == 3
+    assert not left.endswith(b"\n")
     run(config(benchmark), inputs, killed)
-    assert left < len(without_times(killed))
     assert without_times(killed) == without_times(whole)
 
 

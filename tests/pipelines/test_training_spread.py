@@ -112,7 +112,6 @@ def test_sharded_weights_train_on_the_same_rows_and_positions_to_the_same_weight
     assert_as_one_worker(tmp_path / "two" / "out", tmp_path)
 
 
-RAY_SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_worker_niceness": "0"}
 CLUSTER = """
 import os, pickle, signal, sys, threading, time
 from pathlib import Path
