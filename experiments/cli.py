@@ -59,8 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    schedule = commands.add_parser("schedule", help="re-run at cron times or when a benchmark's folder changes")
-    schedules = schedule.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(
         name: str,
@@ -107,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
             "study=quickstart",
         )
     )
+    schedule = commands.add_parser("schedule", help="re-run at cron times or when a benchmark's folder changes")
+    schedules = schedule.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add = command(
         "schedule add",
         "add a re-run to the schedule of the study's store",
