@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test check format bench gpu-check clean
+.PHONY: help setup run test soak check format bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,10 @@ check: setup  ## lint, format, types, import order
 
 test: check  ## the checks and the whole default test suite, on two processes
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+soak: setup  ## the tests that take minutes, and a study killed at random moments
+	$(BIN)/pytest -q -m soak
+	$(BIN)/python -m tests.experiments.kills --kills 10 study=smoke
 
 bench: setup  ## speed and memory as ratios in one run
 	$(BIN)/python -m tests.bench

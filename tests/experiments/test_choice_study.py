@@ -26,7 +26,7 @@ def block(language: str) -> str:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a config of its own, to which the page's benchmark is added."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.config.CONF", tmp_path / "conf")
+    monkeypatch.setattr("experiments.compose.CONF", tmp_path / "conf")
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "benchmark" / "zoo.yaml").write_text(block("yaml"), encoding="utf-8")
     return tmp_path

@@ -1,6 +1,5 @@
 import json
 import os
-import secrets
 import shlex
 import subprocess
 import sys
@@ -141,8 +140,6 @@ def test_every_command_of_the_page_is_understood() -> None:
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The job server of a Ray head on this machine that asks for a token; the token is in the environment."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     folder = Path("/tmp") / f"hope-ray-{os.getpid()}"  # its sockets' paths may have 107 characters
     port, dashboard = free_port(), free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
@@ -170,7 +167,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_launched_rerun_runs_on_the_cluster_from_the_source_that_was_sent(
     finished: list[str], head: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -405,4 +405,4 @@ def test_a_cluster_that_loses_a_node_still_decodes_everything(long_video, tmp_pa
     command = [sys.executable, "-c", CLUSTER, str(videos), str(tmp_path)]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.stdout.splitlines()[-1:] == ["1 6 6 True"], done.stderr[-2000:]
+    assert "1 6 6 True" in done.stdout.splitlines(), done.stdout[-2000:] + done.stderr[-2000:]  # Ray prints there too

@@ -170,7 +170,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_cluster_that_loses_a_worker_and_then_a_node_ends_with_the_weights_of_an_undisturbed_training(
     undisturbed: Path, trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path

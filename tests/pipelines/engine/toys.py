@@ -52,7 +52,7 @@ def runs(folder: Path, key: str = "*") -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def wait_until(true: Any, timeout_s: float = 60) -> None:
+def wait_until(true: Any, timeout_s: float = 180) -> None:
     """Wait for a fact that another process brings about."""
     pause = threading.Event()
     for _ in range(int(timeout_s / 0.01)):
