@@ -89,7 +89,8 @@ class RayRunner:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         local: dict[str, Any] = {}
         if self.address is None:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # said, as Ray's default depends on what ran here before
+            if "ray" not in sys.modules:  # it reads the mode once, when imported, and else turns the token on by itself
+                os.environ.setdefault("RAY_AUTH_MODE", "token")  # said, as its default depends on what ran here before
             if not self.dashboard and "RAY_AUTH_TOKEN_PATH" not in os.environ:
                 # Ray turns token auth on by itself, and without this would leave a token file in the home directory,
                 # which changes how later clusters start. The dashboard needs that file: there a user types the token.
