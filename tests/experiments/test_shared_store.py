@@ -25,7 +25,7 @@ from experiments.compose import load_config
 from experiments.grid import build_grid
 from pipelines.engine import Store
 
-overrides, root = sys.argv[1:], sys.argv[-1].removeprefix("store=")
+overrides, store = sys.argv[1:], Store(sys.argv[-1].removeprefix("store="))
 long = {trial.finetune.fingerprint for trial in build_grid(load_config(overrides)[0]).trials}
 checks = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
 head = {"num_cpus": 0, "include_dashboard": False, "_system_config": checks}
@@ -38,12 +38,23 @@ def lose_a_node():
     raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
     while not killed:
         below = {process.pid: process for process in raylet.children(recursive=True)}
-        for holder in Store(root).leases.holders().values():
-            if holder.owner and holder.owner.pid in below and holder.fingerprint in long:
+        for holder in store.leases.holders().values():
+            if holder.owner and holder.owner.pid in below and holder.fingerprint in long and is_caught(holder):
                 killed.append(holder.fingerprint)
                 for process in [*below.values(), raylet]:
                     process.kill()
                 break
+
+def is_caught(holder):
+    """Stop the process, and say whether it is inside the stage: begun (it says so in the log) and not yet done."""
+    log = store.log_path("finetune", holder.fingerprint)
+    process = psutil.Process(holder.owner.pid)
+    process.suspend()
+    begun = log.exists() and "--- " in log.read_text()
+    if begun and not store.get_artifact("finetune", holder.fingerprint):
+        return True
+    process.resume()
+    return False
 
 watch = threading.Thread(target=lose_a_node, daemon=True)
 watch.start()
