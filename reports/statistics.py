@@ -142,6 +142,7 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
     """Weighted sum of the variants' means, over the seeds that every weighted variant has; weights (K,) sum to zero.
 
     num_seeds 1 in the answer means that the variance between seeds is not in the interval; 0, no seed in common: NaN.
+    A single question says nothing of any other: its interval is everything.
     """
     used = np.asarray(weights, dtype=float)
     if abs(used.sum()) > 1e-9:
@@ -154,6 +155,8 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
     if num_seeds == 0:
         return Estimate(nan, nan, nan, nan, nan, nan, 0)
     value = float(used[weighted] @ column.correct[weighted][:, common].mean(axis=(1, 2)))
+    if len(column.videos) == 1:
+        return Estimate(value, -1.0, 1.0, nan, nan, 1.0, num_seeds)
     own = interaction_components(Column(column.correct[weighted], column.videos))
     variance, degrees_of_freedom = guarded(column.error, own).of_mean(num_seeds)
     variance *= float((used**2).sum())
@@ -217,7 +220,7 @@ def pooled_mean_components(scaled: list[NDArray[np.float64]], num_videos: int) -
 
     Variants share their videos, so only one variant's worth of degrees of freedom is claimed for them.
     """
-    if not scaled:
+    if not scaled or num_videos == 1:
         return Components(0.0, 0.0, 0.0, 0.0)
     seed_ss = residual_ss = video_ms = 0.0
     seed_df = sum(len(table) - 1 for table in scaled)
@@ -274,15 +277,15 @@ def minimum_detectable_difference(
 
     disagreement: share of questions on which a trial and its baseline trial differ. seed_sd, video_sd: standard
     deviations of the difference in accuracy between seeds, and between videos. num_variants: variants in the column,
-    baseline included (they pool their error). num_comparisons: size of the family that Holm corrects. One seed gives
-    infinity.
+    baseline included (they pool their error). num_comparisons: size of the family that Holm corrects. One seed, or one
+    question, gives infinity.
     """
     if min(num_questions, num_videos, num_seeds) < 1 or num_variants < 2:
         raise ValueError(
             f"cannot plan with {num_questions} questions, {num_videos} videos, {num_seeds} seeds and {num_variants} "
             "variants: at least 1, 1, 1 and 2 are needed"
         )
-    if num_seeds < 2:
+    if num_seeds < 2 or num_questions < 2:
         return inf
     clusters = num_videos if num_videos > 1 else num_questions
     seed = seed_sd**2 + disagreement / num_questions

@@ -46,7 +46,7 @@ def lose_a_node():
                 break
 
 def is_caught(holder):
-    """Stop the process, and say whether it is inside the stage: begun (it says so in the log) and not yet done."""
+    # Stops the process, and says whether it is inside the stage: begun (the log says so) and not yet published.
     log = store.log_path("finetune", holder.fingerprint)
     process = psutil.Process(holder.owner.pid)
     process.suspend()

@@ -197,3 +197,20 @@ def test_an_accuracy_without_spread_has_the_interval_of_its_questions() -> None:
     same = Column(np.ones((2, 3, 40)), np.repeat(np.arange(4), 10).astype(object))
     found = mean_estimates(same)[0]
     assert (found.low, found.high) == pytest.approx(proportion_confint(40, 40, method="wilson"))
+
+
+@pytest.mark.parametrize(("seeds", "variants"), [(1, 2), (2, 2), (3, 4)])
+def test_a_column_of_one_question_can_tell_nothing(seeds: int, variants: int) -> None:
+    correct = np.zeros((variants, seeds, 1))
+    correct[0] = 1.0
+    made = Column(correct, np.array(["film"], dtype=object))
+    difference = contrast(made, [1.0, -1.0] + [0.0] * (variants - 2))
+    assert (difference.value, difference.low, difference.high, difference.p_value) == (1.0, -1.0, 1.0, 1.0)
+    assert verdict(difference, difference.p_value) == "cannot tell"
+    assert minimum_detectable_difference(1, 1, seeds, num_variants=variants) == inf
+
+
+def test_the_mean_of_one_question_that_seeds_answer_differently_has_a_wide_interval() -> None:
+    (mean,) = mean_estimates(Column(np.array([[[1.0], [0.0]]]), np.array(["film"], dtype=object)))
+    assert mean.value == 0.5
+    assert mean.high - mean.low > 0.8
