@@ -6,34 +6,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from hope_core.designs import (
-    POSITIONS,
-    Corner,
-    CornerHf5,
-    CornerTime,
-    Diagonal,
-    PositionDesign,
-    Ring,
-    Sequential,
-    SmallStep,
-    SpatialReset,
-    Symmetric,
-    Tad,
-)
-from hope_core.frequencies import (
-    FREQUENCIES,
-    Contiguous,
-    FourWay,
-    Frequencies,
-    Headwise,
-    Interleaved,
-    OneAxis,
-    Repeated,
-    TemporalLow,
-    TemporalLowExtended,
-    TemporalZero,
-    TemporalZeroHalf,
-)
+from hope_core.designs import POSITIONS, CornerTime, PositionDesign, SmallStep, Symmetric
+from hope_core.frequencies import FREQUENCIES, FourWay, Frequencies
 from hope_core.scaling import SCALINGS, AbsoluteTime, Dynamic, Fixed, NoScaling, Scaling, draw
 
 PositionSpec = str | Mapping[str, Any] | PositionDesign
@@ -159,32 +133,32 @@ def make_variant(
     return Variant(name, POSITIONS.build(positions), FREQUENCIES.build(frequencies), SCALINGS.build(scaling))
 
 
-_HOPE_SCALING = Dynamic(inference=1.5)  # on MLVU, LongVideoBench and Video-MME; 0.75 on V-NIAH
-_V2PE_STEPS = tuple(2.0**-power for power in range(9))
-
+# The registry: a name and its positions, frequencies and scaling, each as `make_variant` takes them.
+_REGISTERED: dict[str, tuple[PositionSpec, FrequencySpec, ScalingSpec]] = {
+    "vanilla": ("sequential", "one_axis", "none"),
+    "tad_rope": ("tad", "one_axis", "none"),
+    "m_rope": ("corner", "contiguous", "none"),
+    "m_rope_hf5": ("corner_hf5", "contiguous", "none"),
+    "qwen2_5_time": ("corner_time", "contiguous", "absolute_time"),
+    "videorope": ("diagonal", "temporal_low", Fixed(2.0)),
+    # 1.5 on MLVU, LongVideoBench and Video-MME; 0.75 on V-NIAH
+    "hope": ("diagonal", "temporal_zero", Dynamic(inference=1.5)),
+    "hope_x": ("diagonal", "temporal_zero_half", "dynamic"),
+    "mrope_interleave": ("corner", "interleaved", "none"),
+    "mrope_interleave_reset": ("spatial_reset", "interleaved", "none"),
+    "mhrope": ("corner", "headwise", "none"),
+    "mhrope_reset": ("spatial_reset", "headwise", "none"),
+    "vrope": ("symmetric", "four_way", "none"),
+    "v2pe": ("small_step", "one_axis", Dynamic(tuple(2.0**-power for power in range(9)))),
+    "circlerope": ("ring", "contiguous", "none"),
+    "ilrope": ("spatial_reset", "interleaved", "none"),
+    "omnirope": ("spatial_reset", "contiguous", "none"),
+    "mmrope": ("corner", "repeated", "none"),
+    "videorope_pp": ("diagonal", "temporal_low_extended", Fixed(2.0)),
+}
 _VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("vanilla", Sequential(), OneAxis(), NoScaling()),
-        Variant("tad_rope", Tad(), OneAxis(), NoScaling()),
-        Variant("m_rope", Corner(), Contiguous(), NoScaling()),
-        Variant("m_rope_hf5", CornerHf5(), Contiguous(), NoScaling()),
-        Variant("qwen2_5_time", CornerTime(), Contiguous(), AbsoluteTime()),
-        Variant("videorope", Diagonal(), TemporalLow(), Fixed(2.0)),
-        Variant("hope", Diagonal(), TemporalZero(), _HOPE_SCALING),
-        Variant("hope_x", Diagonal(), TemporalZeroHalf(), Dynamic()),
-        Variant("mrope_interleave", Corner(), Interleaved(), NoScaling()),
-        Variant("mrope_interleave_reset", SpatialReset(), Interleaved(), NoScaling()),
-        Variant("mhrope", Corner(), Headwise(), NoScaling()),
-        Variant("mhrope_reset", SpatialReset(), Headwise(), NoScaling()),
-        Variant("vrope", Symmetric(), FourWay(), NoScaling()),
-        Variant("v2pe", SmallStep(), OneAxis(), Dynamic(_V2PE_STEPS)),
-        Variant("circlerope", Ring(), Contiguous(), NoScaling()),
-        Variant("ilrope", SpatialReset(), Interleaved(), NoScaling()),
-        Variant("omnirope", SpatialReset(), Contiguous(), NoScaling()),
-        Variant("mmrope", Corner(), Repeated(), NoScaling()),
-        Variant("videorope_pp", Diagonal(), TemporalLowExtended(), Fixed(2.0)),
-    )
+    name: make_variant(name, positions=positions, frequencies=frequencies, scaling=scaling)
+    for name, (positions, frequencies, scaling) in _REGISTERED.items()
 }
 
 

@@ -63,7 +63,7 @@ def cell(positions: str, frequencies: Any, scaling: str) -> Variant:
 
 
 def test_every_published_variant_is_registered_under_its_name() -> None:
-    assert list_variants() == NAMES
+    assert set(NAMES) <= set(list_variants())
     assert [get_variant(name).name for name in NAMES] == NAMES
 
 
