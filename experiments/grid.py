@@ -190,7 +190,7 @@ def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
     dataset, frames = training_data(config, placement)
     variants = [(entry, build_variant(entry)) for entry in study.variants]
     for _, variant in variants:
-        variant.slot_axes(config.model.head_dim, config.model.num_key_value_heads)  # refuses sizes that it cannot serve
+        variant.check_sizes(config.model.head_dim, config.model.num_key_value_heads)
     choice = {name: choice_stages(config, name, found, placement) for name, found in surveys.items()}
     folders = needle_folders(config, placement)
     trials = tuple(

@@ -2,12 +2,9 @@
 
 import math
 
-import torch
-
 from experiments.config import Config
 from experiments.grid import Trial
 from experiments.training import cell_side
-from hope_core.theory import over_frames
 from pipelines.pretrained import PretrainedModel
 
 # rope_theta of published checkpoints, whose config.json is not at hand where a study is only planned or mirrored.
@@ -19,6 +16,10 @@ def preference_curve(config: Config, trial: Trial) -> dict[str, list[float]]:
 
     At the model's head size and base and the data's frame size, the variant at its published scale (1 without one).
     """
+    import torch  # here, as a study is told to MLflow once, and found there without torch, which takes two seconds
+
+    from hope_core.theory import over_frames
+
     model, side = config.model, cell_side(config)
     last = 16 * max(config.study.contexts_frames)
     frames = torch.unique(torch.logspace(0, math.log10(last), 60).round())

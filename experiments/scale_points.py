@@ -11,7 +11,6 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import WilcoxonPruner
 from optuna.trial import create_trial
-from scipy.stats import binomtest
 
 from pipelines.evaluate import keep_whole_lines
 
@@ -76,6 +75,8 @@ def summary(scale: float, lines: Sequence[Mapping[str, Any]], pruned: bool) -> d
         return {key: sum(group) / len(group) for key, group in sorted(groups.items())}
 
     correct = sum(line["correct"] for line in lines)
+    from scipy.stats import binomtest  # here, as a search is planned without it, and it takes most of a second
+
     interval = binomtest(correct, len(lines)).proportion_ci(method="wilson")
     return {
         "scale": scale,

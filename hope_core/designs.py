@@ -4,18 +4,22 @@ Shapes: K visual blocks, N visual tokens, three rows t, h, w. A block (T, H, W) 
 a design returns what is added to s for every token (f, y, x), and the block's extent: the next index is s + extent.
 `a` is the temporal factor of the block (hope_core.scaling). Offsets in multiples of a are float32; the others, and the
 extents, which are summed over the whole row, are float64.
+
+Designs are written with the methods of tensors, so that naming one does not import torch, which takes two seconds.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from hope_core.parts import Part, Registry, positive
 
-POSITIONS: Registry["PositionDesign"] = Registry("positions")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POSITIONS: Registry[PositionDesign] = Registry("positions")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Cells:
 
     def spread(self, value: Tensor) -> Tensor:
         """A number per block (K,) as one per token, float32 (N,)."""
-        return value.to(torch.float32)[self.block]
+        return value.float()[self.block]
 
     def time(self) -> Tensor:
         """a f (N,)."""
@@ -119,8 +123,7 @@ class Corner(PositionDesign):
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         t, h, w = self.strides
-        ends = (cells.last_time() * t, (cells.rows - 1) * h, (cells.columns - 1) * w)
-        largest = torch.stack(ends).amax(0)
+        largest = (cells.last_time() * t).maximum((cells.rows - 1) * h).maximum((cells.columns - 1) * w)
         return (cells.time() * t, cells.y * h, cells.x * w), largest + 1
 
 
@@ -133,7 +136,7 @@ class CornerHf5(PositionDesign):
     """
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        return (cells.time(), cells.y, cells.x), torch.maximum(cells.rows, cells.columns)
+        return (cells.time(), cells.y, cells.x), cells.rows.maximum(cells.columns)
 
 
 @POSITIONS.register("corner_time")
@@ -143,8 +146,9 @@ class CornerTime(PositionDesign):
 
     def place(self, cells: Cells) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         # The product is rounded to float32 before the floor, as in transformers: 5 * 1.2 seconds is 6, not 5.99.
-        last = torch.stack((cells.last_time().float().floor().double(), cells.rows - 1, cells.columns - 1)).amax(0)
-        return (cells.time().floor(), cells.y, cells.x), last + 1
+        last_time = cells.last_time().float().floor().double()
+        largest = last_time.maximum(cells.rows - 1).maximum(cells.columns - 1)
+        return (cells.time().floor(), cells.y, cells.x), largest + 1
 
 
 @POSITIONS.register("diagonal")
@@ -236,23 +240,24 @@ class Ring(PositionDesign):
         middle = 0.5 if self.centered else 0.0
         y = cells.y - cells.spread(middle * (cells.rows - 1))
         x = cells.x - cells.spread(middle * (cells.columns - 1))
-        polar = torch.atan2(y.double(), x.double())
+        polar = y.double().atan2(x.double())
         lowest, highest = _per_block(polar, cells, "amin"), _per_block(polar, cells, "amax")
-        width = torch.where(highest > lowest, highest - lowest, 1.0)
+        width = (highest - lowest).where(highest > lowest, 1.0)
         stretched = (polar - lowest[cells.block]) / width[cells.block]
         even = (cells.y * cells.spread(cells.columns) + cells.x) / cells.spread(cells.rows * cells.columns)
         phi = 2 * math.pi * (self.alpha * stretched + (1 - self.alpha) * even)
         if self.radius is None:
-            radius = cells.spread((torch.maximum(cells.rows, cells.columns) - 1) / 2)
+            radius = cells.spread((cells.rows.maximum(cells.columns) - 1) / 2)
         else:
-            radius = torch.full_like(phi, self.radius)
+            radius = phi.new_full(phi.shape, self.radius)
         u, v = radius * phi.cos() / math.sqrt(2), radius * phi.sin() / math.sqrt(6)
-        ring = torch.stack((2 * v, u - v, -u - v))
+        t, h, w = 2 * v, u - v, -u - v
         if self.positive:
-            ring = ring - cells.spread(_per_block(ring.amin(0), cells, "amin"))
-        largest = _per_block(ring.amax(0), cells, "amax") + cells.last_time()
-        t, h, w = ring + cells.time()
-        return (t, h, w), largest + 1
+            lift = cells.spread(_per_block(t.minimum(h).minimum(w), cells, "amin"))
+            t, h, w = t - lift, h - lift, w - lift
+        largest = _per_block(t.maximum(h).maximum(w), cells, "amax") + cells.last_time()
+        time = cells.time()
+        return (t + time, h + time, w + time), largest + 1
 
 
 def _per_block(value: Tensor, cells: Cells, reduce: str) -> Tensor:

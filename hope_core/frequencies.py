@@ -5,14 +5,19 @@ Axis codes: 0 t, 1 h, 2 w, -1 not rotated; 3 is VRoPE's fourth index (t - h + w 
 Shares are given for d/2 = 64 slots and shrink with d.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hope_core.parts import Part, Registry, positive
 
-FREQUENCIES: Registry["Frequencies"] = Registry("frequencies")
+if TYPE_CHECKING:  # an allocation is a value: naming one, or asking whether it fits a model, imports no torch
+    import torch
+    from torch import Tensor
+
+FREQUENCIES: Registry[Frequencies] = Registry("frequencies")
+Axes = list[int] | list[list[int]]
 
 T, H, W, FOURTH, OFF = 0, 1, 2, 3, -1
 SCOPES = ("all", "vision")
@@ -26,17 +31,22 @@ class Frequencies(Part):
         """Whether the t row of visual tokens must be zero, so that slots on t turn for text tokens only."""
         return False
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
-        """int8 (num_slots,), or (heads, num_slots) for a head-wise allocation."""
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
+        """The axis code of every slot; a list of them for each head where the allocation is head-wise."""
         raise NotImplementedError
 
-    def inverse_frequencies(self, head_dim: int, rope_theta: float, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(d/2,): radians per position of every slot, theta^(-2i/d)."""
-        return 1.0 / (rope_theta ** (torch.arange(0, head_dim, 2, dtype=dtype, device="cpu") / head_dim))
+    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+        """`axes` as int8 (num_slots,) or (heads, num_slots)."""
+        import torch
 
+        return torch.tensor(self.axes(num_slots, num_key_value_heads), dtype=torch.int8, device="cpu")
 
-def _axes(codes: list[int]) -> Tensor:
-    return torch.tensor(codes, dtype=torch.int8, device="cpu")
+    def inverse_frequencies(self, head_dim: int, rope_theta: float, dtype: torch.dtype | None = None) -> Tensor:
+        """(d/2,): radians per position of every slot, theta^(-2i/d); float32 unless `dtype` is another."""
+        import torch
+
+        exponents = torch.arange(0, head_dim, 2, dtype=dtype or torch.float32, device="cpu") / head_dim
+        return 1.0 / (rope_theta**exponents)
 
 
 def _eighths(num_slots: int) -> int:
@@ -50,8 +60,8 @@ def _eighths(num_slots: int) -> int:
 class OneAxis(Frequencies):
     """Every slot on t: 1-D RoPE."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
-        return _axes([T] * num_slots)
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
+        return [T] * num_slots
 
 
 @FREQUENCIES.register("contiguous")
@@ -59,9 +69,9 @@ class OneAxis(Frequencies):
 class Contiguous(Frequencies):
     """M-RoPE (2409.12191): t the 16 highest frequencies, then h 24, then w 24."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         share = _eighths(num_slots)
-        return _axes([T] * (2 * share) + [H] * (3 * share) + [W] * (3 * share))
+        return [T] * (2 * share) + [H] * (3 * share) + [W] * (3 * share)
 
 
 @FREQUENCIES.register("temporal_high")
@@ -69,9 +79,9 @@ class Contiguous(Frequencies):
 class TemporalHigh(Frequencies):
     """temporal_low with only the place of t changed: t the 16 highest frequencies, then h and w alternate."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         share = _eighths(num_slots)
-        return _axes([T] * (2 * share) + [H, W] * (3 * share))
+        return [T] * (2 * share) + [H, W] * (3 * share)
 
 
 @FREQUENCIES.register("temporal_low")
@@ -79,9 +89,9 @@ class TemporalHigh(Frequencies):
 class TemporalLow(Frequencies):
     """VideoRoPE (2502.05173, "Low-frequency Temporal Allocation"): h even, w odd slots of 0-47, t the 16 lowest."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         share = _eighths(num_slots)
-        return _axes([H, W] * (3 * share) + [T] * (2 * share))
+        return [H, W] * (3 * share) + [T] * (2 * share)
 
 
 @FREQUENCIES.register("temporal_low_extended")
@@ -99,12 +109,12 @@ class TemporalLowExtended(TemporalLow):
         positive("frequencies temporal_low_extended", "extension", self.extension)
         positive("frequencies temporal_low_extended", "trained_tokens - 1", self.trained_tokens - 1)
 
-    def inverse_frequencies(self, head_dim: int, rope_theta: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    def inverse_frequencies(self, head_dim: int, rope_theta: float, dtype: torch.dtype | None = None) -> Tensor:
         ratio = (self.extension * self.trained_tokens - 1) / (self.trained_tokens - 1)
         spatial = super().inverse_frequencies(head_dim, rope_theta, dtype)
         longer = rope_theta * ratio ** (head_dim / (head_dim - 2))
         temporal = super().inverse_frequencies(head_dim, longer, dtype)
-        return torch.where(self.slot_axes(head_dim // 2) == T, temporal, spatial)
+        return temporal.where(self.slot_axes(head_dim // 2) == T, spatial)
 
 
 @dataclass(frozen=True)
@@ -134,9 +144,9 @@ class _Zeroed(Frequencies):
 class TemporalZero(_Zeroed):
     """HoPE (2505.20444, "Hybrid Frequency Allocation"): temporal_low, the 16 lowest slots not rotated."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         share = _eighths(num_slots)
-        return _axes([H, W] * (3 * share) + [self.still] * (2 * share))
+        return [H, W] * (3 * share) + [self.still] * (2 * share)
 
 
 @FREQUENCIES.register("temporal_zero_half")
@@ -144,9 +154,9 @@ class TemporalZero(_Zeroed):
 class TemporalZeroHalf(_Zeroed):
     """HoPE-X (2505.20444, the ideal case): h even and w odd slots of 0-31, the 32 lowest slots not rotated."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         share = _eighths(num_slots)
-        return _axes([H, W] * (2 * share) + [self.still] * (4 * share))
+        return [H, W] * (2 * share) + [self.still] * (4 * share)
 
 
 @FREQUENCIES.register("interleaved")
@@ -154,9 +164,9 @@ class TemporalZeroHalf(_Zeroed):
 class Interleaved(Frequencies):
     """MRoPE-I (2510.23095) and Qwen3-VL: t, h, w round robin, h and w 20 slots each, t the other 24."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         each = num_slots * 5 // 16
-        return _axes([T, H, W] * each + [T] * (num_slots - 3 * each))
+        return [T, H, W] * each + [T] * (num_slots - 3 * each)
 
 
 @FREQUENCIES.register("headwise")
@@ -173,7 +183,7 @@ class Headwise(Frequencies):
         if self.heads is not None and (len(self.heads) != 3 or min(self.heads) < 0 or sum(self.heads) == 0):
             raise ValueError(f"frequencies headwise: heads is {self.heads!r}; expected three counts (t, h, w)")
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
         number = num_key_value_heads
         if number is None:
             raise ValueError("frequencies headwise: num_key_value_heads is missing; axes are given to whole heads")
@@ -190,7 +200,7 @@ class Headwise(Frequencies):
                 )
         codes = [T] * shares[0] + [H] * shares[1] + [W] * shares[2]
         codes += [OFF] * (number - len(codes))
-        return _axes(codes)[:, None].expand(number, num_slots).contiguous()
+        return [[code] * num_slots for code in codes]
 
 
 @FREQUENCIES.register("four_way")
@@ -198,8 +208,8 @@ class Headwise(Frequencies):
 class FourWay(Frequencies):
     """VRoPE (2502.11664): its four indices round robin, slot j turned by index j mod 4."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
-        return _axes([(T, H, W, FOURTH)[slot % 4] for slot in range(num_slots)])
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
+        return [(T, H, W, FOURTH)[slot % 4] for slot in range(num_slots)]
 
 
 @FREQUENCIES.register("repeated")
@@ -207,5 +217,5 @@ class FourWay(Frequencies):
 class Repeated(Frequencies):
     """MM-RoPE (2507.08801): T T H W H W H W, over and over, so each axis has all frequencies."""
 
-    def slot_axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Tensor:
-        return _axes([(T, T, H, W, H, W, H, W)[slot % 8] for slot in range(num_slots)])
+    def axes(self, num_slots: int, num_key_value_heads: int | None = None) -> Axes:
+        return [(T, T, H, W, H, W, H, W)[slot % 8] for slot in range(num_slots)]

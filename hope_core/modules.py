@@ -34,7 +34,7 @@ class VariantRotaryEmbedding(nn.Module):
                 f"rope_type {rope_type!r} changes the frequencies itself; variants need rope_type 'default'"
             )
         self.rope_theta: float = text_config.rope_parameters["rope_theta"]
-        variant.slot_axes(self.head_dim, self.num_key_value_heads)  # refuse sizes it cannot serve now, not in forward
+        variant.check_sizes(self.head_dim, self.num_key_value_heads)  # now, not in forward
 
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,17 @@
 """Variants: named triples of position design x frequency allocation x temporal scaling, and the registry."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from hope_core.designs import POSITIONS, CornerTime, PositionDesign, SmallStep, Symmetric
 from hope_core.frequencies import FREQUENCIES, FourWay, Frequencies
 from hope_core.scaling import SCALINGS, AbsoluteTime, Dynamic, Fixed, NoScaling, Scaling, draw
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PositionSpec = str | Mapping[str, Any] | PositionDesign
 FrequencySpec = str | Mapping[str, Any] | Frequencies
@@ -63,7 +66,7 @@ class Variant:
         """The published factor for evaluation, None if there is none. Never used by itself: see `at_scale`."""
         return self.scaling.inference if isinstance(self.scaling, Dynamic) else self.factor
 
-    def at_scale(self, factor: float) -> "Variant":
+    def at_scale(self, factor: float) -> Variant:
         """This variant with one factor (positions per frame) and the same name, as inference needs it.
 
         Raises ValueError where a factor has no effect.
@@ -87,7 +90,7 @@ class Variant:
         positions: PositionSpec | None = None,
         frequencies: FrequencySpec | None = None,
         scaling: ScalingSpec | None = None,
-    ) -> "Variant":
+    ) -> Variant:
         """The same with other parts, given as in `make_variant`."""
         return make_variant(
             name or self.name,
@@ -95,6 +98,10 @@ class Variant:
             frequencies=frequencies or self.frequencies,
             scaling=scaling or self.scaling,
         )
+
+    def check_sizes(self, head_dim: int, num_key_value_heads: int | None = None) -> None:
+        """Raise ValueError when the allocation cannot be made for these sizes. Imports no torch."""
+        self.frequencies.axes(_slots(head_dim), num_key_value_heads)
 
     def slot_axes(self, head_dim: int, num_key_value_heads: int | None = None) -> Tensor:
         """The axis of every slot: 0 t, 1 h, 2 w, -1 not rotated, 3 VRoPE's fourth index (t - h + w).
@@ -115,7 +122,7 @@ class Variant:
         return {"name": self.name} | {axis: part.to_dict() for axis, part in parts.items()}
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Variant":
+    def from_dict(cls, value: Mapping[str, Any]) -> Variant:
         """The variant of `to_dict`. Raises ValueError for other keys and unknown values, with the known ones."""
         keys = ("name", "positions", "frequencies", "scaling")
         if set(value) != set(keys):

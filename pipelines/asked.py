@@ -1,10 +1,11 @@
 """What an evaluation asks: a needle benchmark, with its records where they come from a folder, as composed videos."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pipelines.benchmarks import needles, niah, ruler
 from pipelines.benchmarks.folder import SOURCE
@@ -13,7 +14,10 @@ from pipelines.benchmarks.niah import NiahBenchmark, NiahRecord
 from pipelines.benchmarks.ruler import NOISE, STACK, RulerBenchmark, RulerRecord
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.features import FILM_PREFIX, Features, read_needles
-from pipelines.prefill import text_ids
+from pipelines.models import text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

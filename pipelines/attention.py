@@ -1,14 +1,17 @@
 """Which attention a model runs with: flash attention where the device, the dtype and a package allow it, else SDPA."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PreTrainedModel
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_flash_attn_4_available
-
-from hope_core.modeling import load
+# A config names its attention without torch and transformers, which take seconds to import: what loads brings them.
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 AUTO = "auto"
 PLAIN = ("sdpa", "eager")
@@ -23,11 +26,17 @@ class FlashKernel:
     capability: tuple[int, int]
 
 
+def _transformers_says(check: str) -> bool:
+    from transformers import utils
+
+    return bool(getattr(utils, check)())
+
+
 # In the order in which "auto" tries them: the second generation is the one that most checkpoints were trained with.
 FLASH = {
-    "flash_attention_2": FlashKernel("flash-attn", is_flash_attn_2_available, (8, 0)),
-    "flash_attention_3": FlashKernel("flash-attn-3", is_flash_attn_3_available, (9, 0)),
-    "flash_attention_4": FlashKernel("flash-attn-4", is_flash_attn_4_available, (9, 0)),
+    "flash_attention_2": FlashKernel("flash-attn", partial(_transformers_says, "is_flash_attn_2_available"), (8, 0)),
+    "flash_attention_3": FlashKernel("flash-attn-3", partial(_transformers_says, "is_flash_attn_3_available"), (9, 0)),
+    "flash_attention_4": FlashKernel("flash-attn-4", partial(_transformers_says, "is_flash_attn_4_available"), (9, 0)),
 }
 WISHES = (AUTO, *PLAIN, *FLASH)
 
@@ -51,6 +60,8 @@ def choose_attention(wish: str, device: torch.device, dtype: torch.dtype) -> str
 
 def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """What keeps a flash attention from running here, as in "it needs ..."; None if nothing does."""
+    import torch
+
     kernel = FLASH[name]
     if device.type != "cuda":
         return f"needs a CUDA device, not {device.type}"
@@ -69,6 +80,10 @@ def load_to_answer(path: Path) -> PreTrainedModel:
 
     Ray shows a stage only the GPUs that it asked for.
     """
+    import torch
+
+    from hope_core.modeling import load
+
     if not torch.cuda.is_available():
         return load(path).eval()
     device, dtype = torch.device("cuda"), torch.bfloat16

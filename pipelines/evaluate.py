@@ -3,6 +3,8 @@
 Every question is a line of `questions.jsonl`, written as it is answered; a restarted stage goes on after the last line.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import time
@@ -10,11 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer
+from typing import TYPE_CHECKING, Any
 
 from pipelines.asked import Asked, Videos
 from pipelines.attention import load_to_answer
@@ -22,7 +20,14 @@ from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.benchmarks.videos import FIRST_LETTER, NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.features import open_features
-from pipelines.prefill import Reader, cell_numbers, text_ids, video_sources
+from pipelines.models import text_ids
+
+# The stage is declared, and its study planned, without torch and transformers, which take seconds to import: what
+# answers brings them.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipelines.prefill import Reader
 
 # Visual tokens of the videos that are answered together where they share nothing: bounds the memory of a batch.
 TOKENS_PER_BATCH = 8192
@@ -132,6 +137,8 @@ class Evaluator:
     """A loaded checkpoint with its benchmark's videos; answers them at any scale."""
 
     def __init__(self, inputs: Mapping[str, Artifact], asked: Asked, *, split: str, chunk_tokens: int = 2048) -> None:
+        from transformers import AutoTokenizer
+
         self._chunk_tokens = chunk_tokens
         self._model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
@@ -167,6 +174,8 @@ class Evaluator:
 
     def _trees(self, videos: Sequence[NeedleVideo]) -> Iterator[list[list[NeedleVideo]]]:
         """For each film its videos, those with a common beginning side by side."""
+        from pipelines.prefill import cell_numbers
+
         films: dict[str, list[NeedleVideo]] = {}
         for video in videos:
             films.setdefault(video.film, []).append(video)
@@ -190,6 +199,10 @@ class Evaluator:
         self, group: Sequence[Sequence[NeedleVideo]], scale: float | None, skip: frozenset[str]
     ) -> Iterator[dict[str, Any]]:
         """Answer batches of videos one after the other on the same kept keys and values."""
+        import torch
+
+        from pipelines.prefill import Reader, video_sources
+
         reader = Reader(
             self._model,
             self._features,
@@ -216,6 +229,8 @@ class Evaluator:
         self, reader: Reader, rows: Tensor, videos: Sequence[NeedleVideo], questions: Sequence[Question]
     ) -> list[dict[str, Any]]:
         """Prediction and score for one question of each video of a batch."""
+        import torch
+
         asked = [text_ids(self._tokenizer, question.prompt) for question in questions]
         if questions[0].scoring == FIRST_LETTER:
             row = torch.cat([rows, torch.tensor(asked)], dim=1)

@@ -3,18 +3,17 @@
 A video that cannot be decoded and a record that is no question become error rows with their cause; nothing stops.
 """
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer
 
 from pipelines.attention import load_to_answer
 from pipelines.benchmarks.choice import ChoiceBenchmark
@@ -24,11 +23,15 @@ from pipelines.datasets import Media
 from pipelines.decode_progress import progress_path, progress_writer
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
 from pipelines.evaluate import keep_whole_lines
-from pipelines.generate import greedy_answers
 from pipelines.preprocess import PreprocessPlacement, preprocess_media
 from pipelines.video.budget import FrameBudget, normalise
 from pipelines.video.decode import DECODERS
 from pipelines.video.frames import open_frames
+
+# The stages are declared, and their study planned, without torch and transformers, which take seconds to import: what
+# answers brings them.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Tokens of one forward: bounds the memory that comes on top of the cache's.
 CHUNK_TOKENS = 8192
@@ -177,6 +180,8 @@ class ChoiceEvaluator:
     """A loaded checkpoint with a benchmark's questions and frames; answers them at any scale."""
 
     def __init__(self, inputs: Mapping[str, Artifact], benchmark: ChoiceBenchmark, *, split: str) -> None:
+        from transformers import AutoTokenizer
+
         self.benchmark = benchmark
         self._model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
@@ -191,6 +196,8 @@ class ChoiceEvaluator:
         self, context: int, scale: float | None, *, skip: frozenset[str] = frozenset()
     ) -> Iterator[dict[str, Any]]:
         """One record per question at this context whose id is not in `skip`, video by video."""
+        from pipelines.generate import greedy_answers
+
         frames = open_frames(self._inputs[f"frames_{context}"].path)
         bad = _reasons(self._inputs[f"frames_{context}"].path / "quarantine.jsonl")
         for video, group in groupby(self._asked, key=lambda question: question.video):
@@ -231,12 +238,14 @@ class ChoiceEvaluator:
                 yield self._record(question, context, scale, prediction=prediction, budget=budget, seconds=seconds)
                 start = time.perf_counter()
 
-    @torch.no_grad()
     def _encode(self, rows: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
         """The video's visual tokens (V, D) from its patch rows."""
+        import torch
+
         pixels = torch.from_numpy(normalise(np.asarray(rows))).to(self._model.device, self._model.dtype)
         where = torch.tensor([grid], device=self._model.device)
-        encoded: Tensor = self._model.model.get_video_features(pixels, where).pooler_output[0]
+        with torch.no_grad():
+            encoded: Tensor = self._model.model.get_video_features(pixels, where).pooler_output[0]
         return encoded
 
     def _line_id(self, question: ChoiceQuestion, context: int) -> str:

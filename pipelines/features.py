@@ -3,22 +3,25 @@
 C cells of all media, N visual tokens of a cell (H * W / merge**2 of its patch grid), D channels of the language model.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pipelines.attention import load_to_answer
 from pipelines.benchmarks.needles import Needle
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.video.budget import normalise
 from pipelines.video.frames import FrameStore, open_frames
+
+# The stage is declared, and its study planned, without torch, which takes two seconds to import: what runs brings it.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILM_PREFIX, NEEDLE_PREFIX = "dataset/haystack/", "dataset/needles/"
 
@@ -77,9 +80,11 @@ def features_stage(checkpoint: Stage, frames: Stage, *, media: tuple[str, ...], 
     )
 
 
-@torch.no_grad()
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
     """Write `features.safetensors` (one table, in the model's type) and `features.json` (where each medium lies)."""
+    import torch
+    from safetensors.torch import save_file
+
     model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
     frames = open_frames(inputs["frames"].path)
     media = sorted(name for name in frames if name.startswith(config.identity.media))
@@ -99,8 +104,9 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
         total += about.grid[0]
     num_tokens = height * width // model.config.vision_config.spatial_merge_size**2
     table = torch.empty(total, num_tokens, model.config.text_config.hidden_size, dtype=model.dtype)
-    for name in media:
-        _encode(model, frames, name, table[spans[name].first :])
+    with torch.no_grad():
+        for name in media:
+            _encode(model, frames, name, table[spans[name].first :])
     save_file({"cells": table}, out_dir / "features.safetensors")
     spans_json = {name: asdict(span) for name, span in spans.items()}
     about_all = {"grid": [height, width], "spans": spans_json, "missing": missing}
@@ -116,6 +122,8 @@ def _missing(frames: Path, prefixes: tuple[str, ...]) -> dict[str, str]:
 
 def _encode(model: Any, frames: FrameStore, name: str, out: Tensor) -> None:
     """Run the vision tower over a medium's cells, some at a time: it does not look from one cell into another."""
+    import torch
+
     num_cells, height, width = frames.grid(name)
     rows = frames.rows(name)
     step = max(1, PATCHES_PER_BATCH // (height * width))
@@ -129,6 +137,8 @@ def _encode(model: Any, frames: FrameStore, name: str, out: Tensor) -> None:
 
 def open_features(path: Path) -> Features:
     """Open what the features stage left at `path`."""
+    from safetensors.torch import load_file
+
     about = json.loads((path / "features.json").read_text(encoding="utf-8"))
     height, width = about["grid"]
     return Features(

@@ -1,14 +1,16 @@
 """The tiny model: a Qwen2-VL with random weights and a tokenizer of its own."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.video.budget import CLIP_MEAN, CLIP_STD
+
+# A config describes a model without torch and transformers, which take seconds to import: what builds brings them.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 PAD, VISION_START, VISION_END = "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -68,6 +70,9 @@ def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Text is cut at line ends and around special tokens only. Ids depend on the set of phrases, not on their order.
     """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, "<|unknown|>", *sorted(set(phrases))])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), behavior="removed")
@@ -80,10 +85,18 @@ def build_tokenizer(phrases: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A text's ids, and none of a beginning or an end."""
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
 def build_model(
     config: RandomModel, tokenizer: PreTrainedTokenizerFast, *, seed: int
 ) -> Qwen2VLForConditionalGeneration:
     """A stock Qwen2-VL whose random float32 weights depend on (config, vocabulary size, seed) alone."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
     slots = config.head_dim // 2
     text: dict[str, Any] = {

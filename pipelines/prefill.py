@@ -16,7 +16,7 @@ from hope_core import compute_positions
 from hope_core.modeling import variant_of, vision_tokens
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.features import Features
-from pipelines.models import VISION_END, VISION_START
+from pipelines.models import VISION_END, VISION_START, text_ids
 
 
 def cell_numbers(video: NeedleVideo, features: Features) -> np.ndarray:
@@ -39,10 +39,6 @@ def video_sources(video: NeedleVideo, features: Features, tokenizer: PreTrainedT
     before = text_ids(tokenizer, video.before) if video.before else []
     visual = visual_sources(cell_numbers(video, features), features)
     return torch.cat([torch.tensor([*before, start]), visual, torch.tensor([end])])
-
-
-def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 class KeptLayer(DynamicLayer):

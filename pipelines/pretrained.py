@@ -4,26 +4,22 @@ A local folder is identified by its content, a hub name by itself and its revisi
 a hub name must be in the local cache.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from huggingface_hub import try_to_load_from_cache
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import cached_file
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.video.budget import CLIP_MEAN, CLIP_STD
+
+# A study is planned without torch and transformers, which take seconds to import: what opens a checkpoint brings them.
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Of each weight file the digest reads its header and this many pieces, spread evenly: 15 GB would take minutes.
 PIECES, PIECE_BYTES = 32, 64 * 1024
@@ -83,6 +79,8 @@ class PretrainedModel:
     @cached_property
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation per RGB channel that the vision tower was trained with."""
+        from transformers.utils import cached_file
+
         found = cached_file(
             self.path, "preprocessor_config.json", revision=self.revision, _raise_exceptions_for_missing_entries=False
         )
@@ -91,6 +89,8 @@ class PretrainedModel:
 
     def absent_offline(self) -> str | None:
         """Why it cannot be loaded without a network, if it cannot."""
+        from huggingface_hub import try_to_load_from_cache
+
         for path, revision in ((self.path, self.revision), (self.language, self.language_revision)):
             if (
                 path is not None
@@ -101,10 +101,14 @@ class PretrainedModel:
         return None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(self.path, revision=self.revision)
 
     def load(self, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         """The stock model on the CPU. Raises ValueError where its sizes are not the declared ones."""
+        from transformers import AutoModelForImageTextToText
+
         weights_identity(self.path, self.revision)
         model = AutoModelForImageTextToText.from_pretrained(
             self.path, revision=self.revision, dtype=dtype, attn_implementation=attention, use_safetensors=True
@@ -166,6 +170,8 @@ def weights_identity(path: str, revision: str | None) -> str:
 
 
 def _replace_language(model: Any, path: str, revision: str | None, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
     weights_identity(path, revision)
     text = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
     wanted, given = model.model.language_model.state_dict(), text.model.state_dict()

@@ -3,14 +3,17 @@
 S tokens of a row. A medium of grid (T, H, W) patches stands as T * H * W / merge**2 placeholders between two marks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pipelines.datasets import PLACEHOLDER, Turn
 from pipelines.models import IMAGE_PAD, SPECIAL_TOKENS, VIDEO_PAD, VISION_END, VISION_START
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a token that carries no loss
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -143,6 +146,8 @@ def batch_order(
     With `equal_lengths` a batch has one length, so that no row is padded. Depends on the arguments only: every variant
     trains on the same rows in the same order.
     """
+    import torch  # here, as training is planned without it, and it takes two seconds
+
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     ids = sorted(lengths)
     shuffled = [ids[i] for i in torch.randperm(len(ids), generator=generator).tolist()]

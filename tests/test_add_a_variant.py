@@ -71,7 +71,7 @@ def test_the_new_variant_is_a_name_that_studies_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(designs.POSITIONS, "centred", designs.Corner)  # taken away again after the test
-    exec(CLASS, vars(designs).copy())
+    exec("from __future__ import annotations\n" + CLASS, vars(designs).copy())  # as the module begins
     ((name, parts),) = eval("{" + LINE.strip() + "}").items()
     new = make_variant(name, positions=parts[0], frequencies=parts[1], scaling=parts[2])
     monkeypatch.setitem(variants._VARIANTS, name, new)

@@ -1,6 +1,6 @@
 """The fine-tune stage: one trial's model, on one worker in the stage's own task or on several under Ray Train."""
 
-from pipelines.finetune.loop import Placement
+from pipelines.finetune.placement import Placement
 from pipelines.finetune.recipe import Lora, Recipe
 from pipelines.finetune.stage import FinetuneIdentity, FinetunePlacement, finetune_stage
 

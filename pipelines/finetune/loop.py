@@ -6,9 +6,7 @@ temporal factors differ.
 
 import functools
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from hope_core import Variant
 from pipelines.finetune import state
 from pipelines.finetune.model import make_model, save_model, spread, whole_weights
+from pipelines.finetune.placement import PROGRESS, Placement
 from pipelines.finetune.recipe import Recipe
 from pipelines.finetune.rows import Rows, batches, write_quarantine
 from pipelines.finetune.trainer import Trainer
@@ -26,23 +25,7 @@ from pipelines.models import RandomModel
 from pipelines.pretrained import PretrainedModel
 from pipelines.video.frames import FrameStore
 
-PROGRESS, HISTORY, CHECKPOINT = "progress", "history.jsonl", "checkpoint"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how a training runs; no part of its identity.
-
-    `micro_batch_size`: rows of one forward of one worker, null for its whole share; gradients add up to the batch.
-    `checkpoint_steps`: steps between two checkpoints that a killed training goes on from, null for none.
-    """
-
-    device: str = "cpu"
-    micro_batch_size: int | None = None
-    checkpoint_steps: int | None = 100
-    gradient_checkpointing: bool = False
-    fsdp: bool = False
-    attention: str = "auto"
+HISTORY, CHECKPOINT = "history.jsonl", "checkpoint"
 
 
 def train(
@@ -134,11 +117,6 @@ def train(
         }
     accelerator.wait_for_everyone()
     return result if accelerator.is_main_process else {}
-
-
-def discard_progress(out_dir: Path) -> None:
-    """Delete what only a restart would need."""
-    shutil.rmtree(out_dir / PROGRESS, ignore_errors=True)
 
 
 def _summary(lines: Sequence[dict[str, Any]], used: state.Used) -> dict[str, Any]:

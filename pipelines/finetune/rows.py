@@ -1,12 +1,12 @@
 """The rows that a trial is trained on: the data set's records as token rows, with the media that they show."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pipelines.datasets import Quarantined, Record, check_quarantine, read_dataset
 from pipelines.finetune.recipe import Recipe
@@ -26,6 +26,9 @@ from pipelines.samples import (
     medium_texts,
 )
 from pipelines.video.frames import FrameStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from hope_core import Variant
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
-from pipelines.finetune.loop import PROGRESS, Placement, discard_progress, train
+from pipelines.finetune.placement import PROGRESS, Placement
 from pipelines.finetune.recipe import Recipe
 from pipelines.finetune.rows import Rows, Source, make_rows
 from pipelines.models import RandomModel
@@ -88,12 +89,14 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
         result = train_here(config, inputs, out_dir)
     else:
         result = _train_on_ray(config, inputs, out_dir)
-    discard_progress(out_dir)
+    shutil.rmtree(out_dir / PROGRESS, ignore_errors=True)  # only a restart would need it
     return result
 
 
 def train_here(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
     """What each worker runs; the result is of the first one, the others have none."""
+    from pipelines.finetune.loop import train  # torch and transformers: seconds that planning a study need not spend
+
     identity: FinetuneIdentity = config.identity
     placement: FinetunePlacement = config.placement
     frames = open_frames(inputs["frames"].path)
