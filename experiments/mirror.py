@@ -4,6 +4,8 @@ What cannot be written waits in memory and, as artifacts, failures and the list 
 
 sync/<study and server>.made      the fingerprints of the stages that launches of this grid made, one a line
 sync/<study and server>.writer    which launcher wrote last; another one reads the runs anew before it writes
+
+`experiments.settled` tells whether there is anything to write, without MLflow.
 """
 
 import time
@@ -16,8 +18,9 @@ from mlflow.exceptions import MlflowException
 
 from experiments.config import Config
 from experiments.grid import Grid
+from experiments.settled import sync_file, sync_key
 from experiments.tracking import Tracker
-from pipelines.engine import Event, EventKind, LeaseHeld, Store, fingerprint
+from pipelines.engine import Event, EventKind, LeaseHeld, Store
 from pipelines.engine.lease import LeaseWatch, this_owner
 from reports.results import without_password
 
@@ -36,7 +39,7 @@ class Mirror:
     ) -> None:
         self._config, self._grid, self._store = config, grid, store
         self._resolved, self._command, self._tell = resolved, command, tell
-        self._key = fingerprint({"grid": grid.fingerprint, "server": config.tracking})[:16]
+        self._key = sync_key(config, grid)
         self._owner = this_owner()
         self._tracker: Tracker | None = None
         self._events: dict[str, Event] = {}  # of this launch, by stage; all are gone through again with a new tracker
@@ -51,11 +54,6 @@ class Mirror:
     def written(self) -> int:
         """Runs written to MLflow by this launch."""
         return self._written_before + (self._tracker.written if self._tracker else 0)
-
-    @property
-    def run_ids(self) -> list[str]:
-        """The ids of the study's MLflow runs; none while the server is away."""
-        return self._tracker.run_ids if self._tracker else []
 
     def open(self) -> None:
         """Find or make the study run now, if the server is there; a local database exists afterwards."""
@@ -79,6 +77,11 @@ class Mirror:
         self._retry_at = 0.0
         self._write(at_end=ok)
         return self._tracker.study_run_id if self._tracker else None
+
+    def digest_of_runs(self) -> str:
+        """What a report rests on, as MLflow holds it now. Raises one of UNREACHABLE where it cannot be asked."""
+        assert self._tracker
+        return self._tracker.digest_of_runs()
 
     def attach_report(self) -> bool:
         """Copy the report into the study run; False when the server is away."""
@@ -158,9 +161,7 @@ class Mirror:
             yield
 
     def _path(self, part: str) -> Path:
-        folder = self._store.root / "sync"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{self._key}.{part}"
+        return sync_file(self._store, self._key, part)
 
     def _read(self, part: str) -> str:
         path = self._path(part)

@@ -1,6 +1,7 @@
 """Running a study: plan, run what is missing, mirror it in MLflow, report."""
 
-import hashlib
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -8,20 +9,26 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from experiments.compose import load_config
 from experiments.config import Config
 from experiments.grid import Grid, build_grid, with_cells
-from experiments.mirror import UNREACHABLE, Mirror
 from experiments.progress import Progress, counts, doing, duration
+from experiments.settled import database_state, is_reported, note_reported, settle, settled_runs
 from experiments.training import missing as training_missing
 from pipelines.engine import Event, EventKind, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
-from reports.results import without_password
+
+# A finished study run again, and commands that only look at the store, spend no seconds on importing MLflow and the
+# report: what writes them brings them.
+if TYPE_CHECKING:
+    from experiments.mirror import Mirror
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+NOTHING_TO_DO = "nothing to do: every cell is done"
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ def run_study(study: Study, console: Console) -> int:
     found = counts(planned)
     missing = len(planned) - found[State.DONE]
     say(console, f"study {config.study.name}: {len(selected.cells)} cells from {len(planned)} stages, {missing} to run")
+    if missing == 0 and (runs := settled_runs(study)) and is_reported(study, runs):
+        say(console, NOTHING_TO_DO)
+        incomplete = print_incomplete(study, console)
+        show_report(study, console)
+        return SOME_FAILED if incomplete else DONE
     study.store.prepare()
     mirror = open_mirror(study, console)
     mirror.open()  # the database is made here, before any worker starts
@@ -102,18 +114,17 @@ def run_study(study: Study, console: Console) -> int:
     run_id = mirror.finish(ok=summary.ok)
     print_failures(study, summary, console)
     if missing == 0 and mirror.written == 0:
-        say(console, "nothing to do: every cell is done")
+        say(console, NOTHING_TO_DO)
     else:
         say(console, f"ran {len(summary.finished)} stages in {duration(summary.elapsed_s)}")
     incomplete = print_incomplete(study, console)
-    if missing == 0 and mirror.written == 0 and is_reported(study, mirror):
-        show_report(study, console)
-        return SOME_FAILED if incomplete else DONE
-    reported = report_mirrored(study, console, mirror, run_id)
+    reported = report_mirrored(study, console, mirror, run_id, whole=summary.ok)
     return DONE if summary.ok and reported and not incomplete else SOME_FAILED
 
 
 def open_mirror(study: Study, console: Console) -> Mirror:
+    from experiments.mirror import Mirror
+
     return Mirror(
         study.config,
         study.grid,
@@ -124,13 +135,27 @@ def open_mirror(study: Study, console: Console) -> Mirror:
     )
 
 
-def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str | None) -> bool:
-    """Report the study run and copy the report into it; False, with one line, while the tracking server is away."""
+def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str | None, *, whole: bool) -> bool:
+    """Report the study run and copy the report into it; False, with one line, while the tracking server is away.
+
+    A report that was made of the same runs stays. `whole`: every selected cell is done and told to MLflow.
+    """
+    from experiments.mirror import UNREACHABLE
+    from reports.results import without_password
+
     try:
         if run_id is not None:
-            make_report(study, console, run_id)
-            report_stamp(study).write_text(_report_digest(study, mirror))
-            if not mirror.written or mirror.attach_report():
+            database = database_state(study.config.tracking)
+            runs = mirror.digest_of_runs()
+            kept = is_reported(study, runs)
+            if kept:
+                show_report(study, console)
+            else:
+                make_report(study, console, run_id)
+                note_reported(study, runs)
+            if kept or mirror.attach_report():
+                if whole:
+                    settle(study, database=database, runs=runs)
                 return True
     except ValueError as error:  # every cell failed
         say(console, str(error))
@@ -155,7 +180,7 @@ def sync_study(study: Study, console: Console) -> int:
     run_id = mirror.finish(ok=ok)
     if run_id is not None:
         say(console, f"{mirror.written} runs written to MLflow")
-    reported = report_mirrored(study, console, mirror, run_id)
+    reported = report_mirrored(study, console, mirror, run_id, whole=ok)
     return DONE if ok and reported else SOME_FAILED
 
 
@@ -178,24 +203,6 @@ def show_report(study: Study, console: Console) -> None:
     say(console, (study.config.report_dir / "summary.txt").read_text().rstrip())
     say(console, f"report: {study.config.report_dir / 'report.html'}")
     say(console, f"runs:   hope ui store={study.config.store}   (MLflow, experiment {study.config.study.name!r})")
-
-
-def is_reported(study: Study, mirror: Mirror) -> bool:
-    """Whether the report was made of these very MLflow runs and none of its files is missing or edited."""
-    stamp = report_stamp(study)
-    return stamp.is_file() and stamp.read_text() == _report_digest(study, mirror)
-
-
-def report_stamp(study: Study) -> Path:
-    """The file that says what the report beside it was made of."""
-    return study.config.report_dir.with_name(f"{study.config.report_dir.name}.made_of")
-
-
-def _report_digest(study: Study, mirror: Mirror) -> str:
-    digest = hashlib.sha256(json.dumps([study.grid.fingerprint, mirror.run_ids]).encode())
-    for path in sorted(path for path in study.config.report_dir.rglob("*") if path.is_file()):
-        digest.update(f"\n{path.relative_to(study.config.report_dir)} ".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def print_status(study: Study, console: Console) -> int:

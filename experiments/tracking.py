@@ -60,9 +60,11 @@ class Tracker:
     def study_run_id(self) -> str:
         return self._study_run
 
-    @property
-    def run_ids(self) -> list[str]:
-        return [self._study_run, *sorted(self._runs.values())]
+    def digest_of_runs(self) -> str:
+        """Of all that MLflow holds of the study's runs, and of those of its earlier grids, which a report compares."""
+        runs = search(self._client, self._experiment_id, "")
+        kept = [run.to_dictionary() for run in runs if run.data.tags.get("kind") in ("study", "trial", "cell")]
+        return fingerprint(sorted(json.dumps(run, sort_keys=True) for run in kept))
 
     def record(self, stage: Stage, artifact: Artifact, *, cached: bool) -> None:
         """Mirror one finished stage: a fine-tuning as a trial run, an evaluation as cell runs, the data's losses."""

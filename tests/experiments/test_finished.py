@@ -1,27 +1,81 @@
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 import ray
+from rich.console import Console
 
 from experiments.cli import main
 from experiments.compose import load_config
+from experiments.settled import is_reported, settled_runs
+from experiments.study import open_mirror, open_study
+
+HEAVY = {"torch", "transformers", "accelerate", "ray", "mlflow", "scipy", "pandas", "matplotlib"}
+HOPE = """
+import json, sys
+from experiments.cli import main
+
+for words in json.loads(sys.argv[1]):
+    assert main(words) == 0
+    print("IMPORTED", *{name.split(".")[0] for name in sys.modules})
+"""
 
 
-def test_a_finished_study_starts_no_ray_and_keeps_its_report_until_a_file_of_it_is_changed(
+def hope(*commands: Sequence[str]) -> tuple[str, list[set[str]]]:
+    """What commands print, one after the other in a process of their own, and the heavy libraries that it then has."""
+    words = [sys.executable, "-c", HOPE, json.dumps(commands)]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    imported = [HEAVY & set(line.split()) for line in lines if line.startswith("IMPORTED")]
+    return "\n".join(line for line in lines if not line.startswith("IMPORTED")), imported
+
+
+def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_something_is_changed(
     finished: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = load_config(finished)[0].report_dir / "report.html"
+    config, _ = load_config(finished)
+    report, database = config.report_dir / "report.html", Path(config.store) / "mlflow.db"
     assert main(["run", *finished]) == 0
     first = capsys.readouterr().out
     whole, made = report.read_bytes(), report.stat().st_mtime_ns
 
-    assert main(["run", *finished]) == 0
-    again = capsys.readouterr().out
+    again, imported = hope(["run", *finished])
+    assert imported == [set()]
     assert "nothing to do: every cell is done" in again
     assert first.splitlines()[-8:] == again.splitlines()[-8:]  # the same table
     assert report.stat().st_mtime_ns == made
-    assert not ray.is_initialized()
 
     report.write_text("edited")
     report.with_name("tables.tex").unlink()
     assert main(["run", *finished]) == 0
     assert report.read_bytes() == whole
     assert report.with_name("tables.tex").is_file()
+    assert not ray.is_initialized()
+
+    study = open_study(finished)
+    mirror = open_mirror(study, Console())
+    mirror.open()
+    assert is_reported(study, settled_runs(study) or "")
+    assert is_reported(study, mirror.digest_of_runs())
+    with closing(sqlite3.connect(database)) as written:
+        written.execute("UPDATE latest_metrics SET value = 0.125 WHERE key = 'duration_s'")
+        written.commit()
+    assert settled_runs(study) is None
+    assert not is_reported(study, mirror.digest_of_runs())
+
+    database.unlink()
+    hope(["run", *finished])
+    with closing(sqlite3.connect(database)) as refilled:
+        ((runs,),) = refilled.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'")
+    assert runs == 1 + len(study.grid.trials) + len(study.grid.cells)
+
+
+def test_commands_that_look_at_the_store_import_nothing_heavy_but_for_the_statistics_of_a_plan(
+    small: list[str],
+) -> None:
+    _, imported = hope(["status", *small], ["explain", "--cell", "*", *small], ["plan", *small])
+    assert imported == [set(), set(), {"scipy"}]
