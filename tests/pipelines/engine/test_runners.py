@@ -144,14 +144,14 @@ def test_a_signal_ends_what_runs_as_interrupted_frees_the_leases_and_keeps_what_
         raise AssertionError("the signal was for the runner")
 
     def interrupt_when_it_runs() -> None:
-        toys.wait_until(lambda: runs(desk, "hanging"))
+        toys.wait_until(lambda: runs(desk, "hanging") and told.of("done")[-1:] == ["finished"])
         os.kill(os.getpid(), kind)
 
+    told = Recorder()
     done, hanging = toy(add, "done", desk), toy(toys.wait_for_gate, "hanging", desk, resumable=True)
     above = toy(add, "above", desk, inputs={"x": hanging, "y": done})
     thread = threading.Thread(target=interrupt_when_it_runs)
     thread.start()
-    told = Recorder()
     previous = signal.signal(kind, handler_of_the_caller)
     summary = make_runner().run([done, above], told)
     thread.join()
