@@ -6,18 +6,19 @@ Every question is a line of `questions.jsonl`, written as it is answered; a rest
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.asked import Asked, Videos
 from pipelines.attention import load_to_answer
 from pipelines.benchmarks.needles import NeedleBenchmark
-from pipelines.benchmarks.videos import FIRST_LETTER, NeedleVideo, Question
+from pipelines.benchmarks.scoring import parse_answer
+from pipelines.benchmarks.videos import NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.features import open_features
 from pipelines.models import text_ids
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 # Visual tokens of the videos that are answered together where they share nothing: bounds the memory of a batch.
 TOKENS_PER_BATCH = 8192
-# What is generated where an answer's first letter is scored.
+# What is generated where the option that an answer names is scored.
 NEW_TOKENS = 16
 
 
@@ -184,16 +185,11 @@ class Evaluator:
             yield [[video] for video in of_film]
 
     def _batches(self, videos: Sequence[NeedleVideo]) -> Iterator[list[list[NeedleVideo]]]:
-        """Videos of one number of cells, in order, as many as TOKENS_PER_BATCH allows."""
-        batch: list[NeedleVideo] = []
-        for video in videos:
-            full = (len(batch) + 1) * video.num_cells * self._features.tokens_per_cell > TOKENS_PER_BATCH
-            if batch and (full or video.num_cells != batch[0].num_cells):
-                yield [batch]
-                batch = []
-            batch.append(video)
-        if batch:
-            yield [batch]
+        """Videos whose rows have the same lengths, in order, as many as TOKENS_PER_BATCH allows."""
+        for (num_cells, *_), alike in groupby(videos, key=self._lengths):
+            size = max(1, TOKENS_PER_BATCH // (num_cells * self._features.tokens_per_cell))
+            rows = list(alike)
+            yield from ([rows[first : first + size]] for first in range(0, len(rows), size))
 
     def _read(
         self, group: Sequence[Sequence[NeedleVideo]], scale: float | None, skip: frozenset[str]
@@ -232,13 +228,13 @@ class Evaluator:
         import torch
 
         asked = [text_ids(self._tokenizer, question.prompt) for question in questions]
-        if questions[0].scoring == FIRST_LETTER:
+        if questions[0].options:
             row = torch.cat([rows, torch.tensor(asked)], dim=1)
             stop = self._tokenizer.eos_token_id
             made = self._tokenizer.decode(reader.generate(row, videos[0], max_new_tokens=NEW_TOKENS, stop=stop))
-            letter = first_letter(made)
-            correct = letter is not None and letter == first_letter(questions[0].answer)
-            return [{"prediction": made, "correct": correct, "unparsed": letter is None}]
+            named, wanted_option = (parse_answer(text, questions[0].options) for text in (made, questions[0].answer))
+            correct = named is not None and named == wanted_option
+            return [{"prediction": made, "correct": correct, "unparsed": named is None}]
         wanted = [text_ids(self._tokenizer, question.answer) for question in questions]
         tails = torch.tensor([ask + want[:-1] for ask, want in zip(asked, wanted, strict=True)])
         logits = reader.logits(torch.cat([rows, tails], dim=1), videos, last=len(wanted[0]))
@@ -247,6 +243,11 @@ class Evaluator:
             {"prediction": self._tokenizer.decode(ids), "correct": ids == want}
             for ids, want in zip(best, wanted, strict=True)
         ]
+
+    def _lengths(self, video: NeedleVideo) -> list[int]:
+        """The cells of a video, and the tokens of each question and of its answer."""
+        texts = [text for question in video.questions for text in (question.prompt, question.answer)]
+        return [video.num_cells, *(len(text_ids(self._tokenizer, text)) for text in texts)]
 
     def _length(self, video: NeedleVideo) -> int:
         """The most tokens that a row of this video has."""
@@ -282,12 +283,6 @@ class Evaluator:
             "error": None,
             "duration_s": round(seconds, 6),
         }
-
-
-def first_letter(text: str) -> str | None:
-    """The first option letter that stands alone in an answer, as in "(D) All are black"; None if there is none."""
-    found = re.search(r"\b([A-E])\b", text)
-    return found[1] if found else None
 
 
 def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

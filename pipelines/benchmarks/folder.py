@@ -1,16 +1,15 @@
 """What needle benchmarks from a folder have in common: films and pictures in it, records in JSON, a grid of lengths.
 
-The folder's path is placement. Its content is the identity: the records as read, and the names and sizes of its media
-(their content is hashed when they are decoded, where a change of bytes alone is a new entry of the frame cache).
+The folder's path is placement. Its content is the identity: the records as read, and the digest of its media.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.benchmarks.source import digest
 from pipelines.engine import Stage, StageConfig
 from pipelines.engine.stage import Resources
 from pipelines.preprocess import MediaSource, PreprocessIdentity, PreprocessPlacement
@@ -61,16 +60,16 @@ def media_id(folder: str, path: str) -> str:
 
 
 def media_digest(root: Path, folders: Sequence[str]) -> str:
-    """A digest of the names and sizes of the files in these folders. Raises ValueError for one that is empty."""
-    lines = []
+    """The digest of the files in these folders. Raises ValueError for one that is empty."""
+    media: list[str] = []
     for folder in folders:
-        files = sorted(path for path in (root / folder).glob("*") if path.is_file())
+        files = [path for path in (root / folder).glob("*") if path.is_file()]
         if not files:
             raise ValueError(
                 f"no files in {root / folder}; set the benchmark's root to the folder that holds {folder}/"
             )
-        lines += [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        media += [path.relative_to(root).as_posix() for path in files]
+    return digest(root, (), media)
 
 
 def folder_frames_stage(

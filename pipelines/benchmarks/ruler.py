@@ -3,7 +3,8 @@
 Source: VideoRoPE++ (`videorope_plus/v_ruler`), its record files as released. Lengths are in cells, as in `niah`.
 Deviates: `depth` is asked for where it moves something only, so counting and ordering have one video a length and
 record (released: one and the same for each of six depths). Random places come from a seed. The stack's video has the
-folder's frame size (released: its own, within 32k tokens) and its noise fills a context up to its tokens.
+folder's frame size (released: its own, within 32k tokens), its noise fills a context up to its tokens, and its answers
+are read as those of every multiple-choice benchmark (released: by their first letter).
 """
 
 import ast
@@ -24,7 +25,8 @@ from pipelines.benchmarks.folder import (
     read_json_records,
     require,
 )
-from pipelines.benchmarks.videos import EXACT, FIRST_LETTER, NeedleVideo, Question
+from pipelines.benchmarks.scoring import parse_answer
+from pipelines.benchmarks.videos import NeedleVideo, Question
 
 COUNTING, ORDERING, MULTI_KEY, STACK = "counting", "ordering", "multi_key_multi_value", "lengthy_multimodal_stack"
 Task = Literal["counting", "ordering", "multi_key_multi_value", "lengthy_multimodal_stack"]
@@ -71,7 +73,7 @@ class RulerBenchmark:
 
     @property
     def scorer(self) -> str:
-        return "first_letter@1" if self.task == STACK else "exact_match@1"
+        return "choice@1" if self.task == STACK else "exact_match@1"
 
     @property
     def question_kinds(self) -> tuple[str, ...]:
@@ -84,13 +86,14 @@ class RulerBenchmark:
 
 @dataclass(frozen=True)
 class RulerRecord:
-    """One question; `pictures` by media id, or the stack's own `video`."""
+    """One question; `pictures` by media id, or the stack's own `video` and its options."""
 
     id: str
     pictures: tuple[str, ...]
     video: str | None
     prompt: str
     answer: str
+    options: tuple[str, ...] = ()
 
 
 def read_records(benchmark: RulerBenchmark) -> tuple[RulerRecord, ...]:
@@ -115,12 +118,14 @@ def _needle_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: P
 def _stack_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: Path, number: int) -> RulerRecord:
     found = require(record, ("question", "video_path", "answer"), path, number)
     options = record.get("candidates")
-    if not isinstance(options, list) or not options:
+    if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
         raise ValueError(f"{path} record {number}: 'candidates' is {options!r}; it must be a list of options")
+    if parse_answer(found["answer"], options) is None:
+        raise ValueError(f"{path} record {number}: 'answer' is {found['answer']!r}; it must name one of the candidates")
     listed = [f"({chr(ord('A') + place)}) {option}" for place, option in enumerate(options)]
     prompt = "\n".join([f"Question: {found['question']}", "Options:", *listed])
     video = media_id(benchmark.films, found["video_path"])
-    return RulerRecord(f"{number:02d}", (), video, prompt, found["answer"])
+    return RulerRecord(f"{number:02d}", (), video, prompt, found["answer"], tuple(options))
 
 
 def compose(
@@ -220,7 +225,7 @@ def _video(
         benchmark.task,
         noise_after + record.prompt + benchmark.postprompt,
         record.answer,
-        FIRST_LETTER if benchmark.task == STACK else EXACT,
+        record.options,
     )
     return NeedleVideo(
         id=video_id,

@@ -5,19 +5,19 @@ A *cell* is one temporal patch of the model (temporal_patch_size frames).
 
 from dataclasses import dataclass
 
-# How an answer is scored: every token of it the model's first choice; or, of a generated answer, its first letter.
-EXACT, FIRST_LETTER = "exact", "first_letter"
-
 
 @dataclass(frozen=True)
 class Question:
-    """One scored item: the model must answer `prompt` with `answer`."""
+    """One scored item: the model must answer `prompt` with `answer`.
+
+    Scored is whether the model's first choice is every token of the answer; with `options`, which of them it names.
+    """
 
     id: str
     kind: str
     prompt: str
     answer: str
-    scoring: str = EXACT
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

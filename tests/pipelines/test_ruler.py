@@ -10,9 +10,10 @@ import pytest
 from hope_core import get_variant
 from pipelines.asked import RulerQuestions, read_folder
 from pipelines.benchmarks.ruler import NOISE, RulerRecord, compose, read_records
+from pipelines.benchmarks.scoring import parse_answer
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.engine import StageConfig
-from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, first_letter, run
+from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, run
 from tests.pipelines import folders
 
 FILMS = {"film": 200}
@@ -89,11 +90,21 @@ def test_what_is_no_list_of_pictures_is_refused(tmp_path: Path, paths: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "letter"),
-    [("(D) All are black", "D"), ("B. cake", "B"), ("A", "A"), ("The answer is C.", "C"), ("", None), ("yes", None)],
+    ("changed", "reason"),
+    [
+        ({"answer": "(C) All are white"}, "'answer' is .* it must name one of the candidates"),
+        ({"candidates": []}, "'candidates' is .* it must be a list of options"),
+        ({"candidates": [1, 2]}, "'candidates' is .* it must be a list of options"),
+    ],
 )
-def test_the_first_letter_of_an_answer(text: str, letter: str | None) -> None:
-    assert first_letter(text) == letter
+def test_a_stacks_record_without_options_or_an_answer_among_them_is_refused(
+    root: Path, tmp_path: Path, changed: dict[str, Any], reason: str
+) -> None:
+    name = "lengthy_multimodal_stack.json"
+    (record, _) = json.loads((root / name).read_text())
+    (tmp_path / name).write_text(json.dumps([record | changed]))
+    with pytest.raises(ValueError, match=reason):
+        read_records(folders.ruler(tmp_path, "lengthy_multimodal_stack"))
 
 
 @pytest.mark.parametrize("task", ["counting", "ordering", "multi_key_multi_value", "lengthy_multimodal_stack"])
@@ -111,4 +122,10 @@ def test_every_task_is_answered_from_its_folder(root: Path, tmp_path: Path, task
     assert len(lines) == 2 * num_depths * len(asked.records) == result["questions"]
     assert all(line["error"] is None and line["kind"] == task for line in lines)
     assert any(NOISE in line["prompt"] for line in lines) == (task == "lengthy_multimodal_stack")
+    if task == "lengthy_multimodal_stack":
+        named = [parse_answer(line["prediction"], asked.records[0].options) for line in lines]
+        assert [line["unparsed"] for line in lines] == [letter is None for letter in named]
+        assert [line["correct"] for line in lines] == [
+            letter == line["answer"][1] for letter, line in zip(named, lines, strict=True)
+        ]
     assert all(context["prefill"]["frames"] > 0 for context in result["contexts"].values())
