@@ -55,6 +55,15 @@ class NeedleFolder:
     missing: str | None
 
 
+def check_model(config: Config) -> None:
+    """Raise ValueError for a model whose rows hold a time before every cell: no evaluation writes such rows."""
+    if config.model.timestamps:
+        raise ValueError(
+            f"benchmarks.{next(iter(config.benchmarks))} cannot be asked of model {config.model.name}, which reads a "
+            "time before every cell; use a Qwen2-VL or Qwen2.5-VL model"
+        )
+
+
 def needle_folders(config: Config, placement: PreprocessPlacement) -> dict[str, NeedleFolder]:
     """The study's needle benchmarks from folders. Raises ValueError for records that cannot be used."""
     found = {}
@@ -90,17 +99,9 @@ def read_folders(config: Config) -> Surveys:
 
 
 def choice_stages(config: Config, name: str, found: Survey, placement: PreprocessPlacement) -> ChoiceStages:
-    """The stages of one benchmark for the config's model, whose patches set the size of frames.
-
-    Raises ValueError for a model whose rows hold a time before every cell, which answering does not write.
-    """
+    """The stages of one benchmark for the config's model, whose patches set the size of frames."""
     benchmark, model = config.benchmarks[name], config.model
     assert isinstance(benchmark, ChoiceBenchmark)
-    if model.timestamps:
-        raise ValueError(
-            f"benchmarks.{name} cannot be asked of model {model.name}, which reads a time before every cell; "
-            "leave the benchmark out, or use a Qwen2-VL or Qwen2.5-VL model"
-        )
     questions = questions_stage(benchmark, found.digest)
     budgets = {
         context: benchmark.budget.at(

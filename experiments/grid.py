@@ -10,6 +10,7 @@ from experiments.asking import (
     ChoiceStages,
     NeedleFolder,
     Surveys,
+    check_model,
     choice_stages,
     contexts_of,
     needle_folders,
@@ -29,9 +30,10 @@ from pipelines.data_stages import DatasetConfig
 from pipelines.engine import Stage
 from pipelines.evaluate import EvaluatePlacement, evaluate_stage
 from pipelines.evaluate_choice import evaluate_choice_stage
-from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
+from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage, frozen_features_stage
 from pipelines.finetune import finetune_stage
 from pipelines.preprocess import PreprocessPlacement
+from pipelines.pretrained import PretrainedModel
 from pipelines.video.budget import FrameBudget
 
 
@@ -48,7 +50,6 @@ class Trial:
     seed: int
     published_scale: float | None
     finetune: Stage
-    features: Stage | None
     search: Stage | None
     evaluations: dict[tuple[str, str], Stage]
 
@@ -64,8 +65,6 @@ class Trial:
 
     def stages(self) -> Iterator[Stage]:
         yield self.finetune
-        if self.features:
-            yield self.features
         if self.search:
             yield self.search
         yield from self.evaluations.values()
@@ -182,6 +181,7 @@ def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
     study, cluster = config.study, config.cluster
     budget = training_budget(config)
     _check_films(config)
+    check_model(config)
     placement = PreprocessPlacement(
         cache_dir=str(Path(config.store).resolve() / "frame_cache"),
         num_workers=cluster.decode_workers,
@@ -265,15 +265,21 @@ def _trial(
         num_samples=num_samples(config),
     )
     num_gpus = config.cluster.training.gpus_per_worker  # who trains on GPUs answers on one
-    features = lend(features_stage(finetune, frames, media=(FILM_PREFIX, NEEDLE_PREFIX), group=name), num_gpus)
-    made = {"checkpoint": finetune, "features": features, "dataset": dataset}
+
+    def encoded(shown: Stage, *media: str) -> Stage:
+        if isinstance(config.model, PretrainedModel) and not config.recipe.train_vision:
+            return lend(frozen_features_stage(config.model, config.recipe, shown, media=media), num_gpus)
+        return lend(features_stage(finetune, shown, media=media, group=name), num_gpus)
+
+    drawn = encoded(frames, FILM_PREFIX, NEEDLE_PREFIX)
+    made = {"checkpoint": finetune, "features": drawn, "dataset": dataset}
     asked: dict[str, Asked] = {}
     made_of: dict[str, dict[str, Stage]] = {}
     for key, found in config.benchmarks.items():
         if isinstance(found, NeedleBenchmark):
             asked[key], made_of[key] = found, made
         elif key in folders:
-            shown = lend(features_stage(finetune, folders[key].frames, media=(f"{SOURCE}/",), group=name), num_gpus)
+            shown = encoded(folders[key].frames, f"{SOURCE}/")
             asked[key], made_of[key] = folders[key].asked, {"checkpoint": finetune, "features": shown}
     search = None
     if variant.scalable and SEARCHED in study.scale_rules:
@@ -310,7 +316,5 @@ def _trial(
                 group=name,
                 **made_of[benchmark_name],
             )
-    asks_needles = any(isinstance(benchmark, NeedleBenchmark) for benchmark in config.benchmarks.values())
-    used = features if asks_needles else None
     evaluations = {key: lend(stage, num_gpus) for key, stage in evaluations.items()}
-    return Trial(name, config, variant, seed, published, finetune, used, search, evaluations)
+    return Trial(name, config, variant, seed, published, finetune, search, evaluations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from pipelines.pretrained import PretrainedModel
 
 AUTO = "auto"
 PLAIN = ("sdpa", "eager")
@@ -88,6 +90,17 @@ def load_to_answer(path: Path) -> PreTrainedModel:
         return load(path).eval()
     device, dtype = torch.device("cuda"), torch.bfloat16
     return load(path, dtype=dtype, attn_implementation=choose_attention(AUTO, device, dtype)).to(device).eval()
+
+
+def stock_to_answer(model: PretrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A checkpoint as it came, for its vision tower, where and as `load_to_answer` has it; `dtype`: without a GPU."""
+    import torch
+
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device, dtype = torch.device("cuda"), torch.bfloat16
+    tower = replace(model, language=None)
+    return tower.load(dtype=dtype, attention=choose_attention(AUTO, device, dtype)).to(device).eval()
 
 
 def _version(capability: tuple[int, int]) -> str:

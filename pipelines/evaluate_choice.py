@@ -24,6 +24,7 @@ from pipelines.decode_progress import progress_path, progress_writer
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
 from pipelines.evaluate import keep_whole_lines
 from pipelines.preprocess import PreprocessPlacement, preprocess_media
+from pipelines.pretrained import normalisation_of
 from pipelines.video.budget import FrameBudget, normalise
 from pipelines.video.decode import DECODERS
 from pipelines.video.frames import open_frames
@@ -183,8 +184,10 @@ class ChoiceEvaluator:
         from transformers import AutoTokenizer
 
         self.benchmark = benchmark
-        self._model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
-        self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
+        checkpoint = inputs["checkpoint"].path / "checkpoint"
+        self._model = load_to_answer(checkpoint)
+        self._normalisation = normalisation_of(checkpoint)
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self._inputs = inputs
         asked = [question for question in read_questions(inputs["questions"]) if question.split == split]
         if not asked:
@@ -242,7 +245,8 @@ class ChoiceEvaluator:
         """The video's visual tokens (V, D) from its patch rows."""
         import torch
 
-        pixels = torch.from_numpy(normalise(np.asarray(rows))).to(self._model.device, self._model.dtype)
+        pixels = torch.from_numpy(normalise(np.asarray(rows), *self._normalisation))
+        pixels = pixels.to(self._model.device, self._model.dtype)
         where = torch.tensor([grid], device=self._model.device)
         with torch.no_grad():
             encoded: Tensor = self._model.model.get_video_features(pixels, where).pooler_output[0]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Of each weight file the digest reads its header and this many pieces, spread evenly: 15 GB would take minutes.
 PIECES, PIECE_BYTES = 32, 64 * 1024
+PREPROCESSOR = "preprocessor_config.json"
 DESCRIPTIONS = (
     "config.json",
     "model.safetensors.index.json",
@@ -30,8 +31,11 @@ DESCRIPTIONS = (
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
-    "preprocessor_config.json",
+    PREPROCESSOR,
 )
+
+# Mean and standard deviation of pixels per RGB channel.
+Normalisation = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,8 @@ class PretrainedModel:
         return self.family == "qwen3_vl"
 
     @cached_property
-    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation per RGB channel that the vision tower was trained with."""
-        from transformers.utils import cached_file
-
-        found = cached_file(
-            self.path, "preprocessor_config.json", revision=self.revision, _raise_exceptions_for_missing_entries=False
-        )
-        values = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
-        return tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
+    def normalisation(self) -> Normalisation:
+        return normalisation_of(self.path, self.revision)
 
     def absent_offline(self) -> str | None:
         """Why it cannot be loaded without a network, if it cannot."""
@@ -133,6 +130,15 @@ def sizes_of(config: Any) -> dict[str, Any]:
         "spatial_merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
     }
+
+
+def normalisation_of(path: str | Path, revision: str | None = None) -> Normalisation:
+    """What a checkpoint's vision tower was trained with: CLIP's, where its preprocessor config has nothing else."""
+    from transformers.utils import cached_file
+
+    found = cached_file(str(path), PREPROCESSOR, revision=revision, _raise_exceptions_for_missing_entries=False)
+    values = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    return tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
 
 
 def weights_identity(path: str, revision: str | None) -> str:

@@ -106,7 +106,7 @@ def train(
             model.load_state_dict(weights)
     if accelerator.is_main_process:
         attention = model.config._attn_implementation
-        save_model(model, recipe, rows.tokenizer, out_dir / CHECKPOINT)
+        save_model(model, recipe, rows.tokenizer, model_config.normalisation, out_dir / CHECKPOINT)
         lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
         result = _summary(lines, trainer.used) | {
             "num_samples": len(rows.samples),

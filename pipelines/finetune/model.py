@@ -1,5 +1,6 @@
 """The model of a trial: built, its variant installed, what is trained chosen, spread over the workers, and saved."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hope_core.modeling import install
 from pipelines.attention import choose_attention
 from pipelines.finetune.recipe import Lora, Recipe
 from pipelines.models import RandomModel, build_model
-from pipelines.pretrained import PretrainedModel
+from pipelines.pretrained import PREPROCESSOR, Normalisation, PretrainedModel
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,7 +40,7 @@ def make_model(
         model = build_model(config, tokenizer, seed=seed)
         model.set_attn_implementation(implementation)
     else:
-        model = config.load(dtype=compute if recipe.lora else torch.float32, attention=implementation)
+        model = config.load(dtype=COMPUTE[recipe.weights_precision], attention=implementation)
     install(model, variant)
     if not recipe.train_vision:
         model.model.visual.requires_grad_(False)
@@ -75,11 +76,15 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def save_model(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write a checkpoint that `hope_core.modeling.load` reads, adapters merged, with its tokenizer."""
+def save_model(
+    model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, normalisation: Normalisation, path: Path
+) -> None:
+    """Write a checkpoint that `hope_core.modeling.load` reads, adapters merged, with all that its inputs need."""
     plain = model.merge_and_unload() if recipe.lora else model
     plain.save_pretrained(path)
     tokenizer.save_pretrained(path)
+    mean, std = normalisation
+    (path / PREPROCESSOR).write_text(json.dumps({"image_mean": mean, "image_std": std}), encoding="utf-8")
 
 
 def _with_lora(model: Any, lora: Lora, seed: int) -> Any:

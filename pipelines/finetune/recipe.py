@@ -71,6 +71,11 @@ class Recipe:
         if self.lora is not None and self.train_vision:
             raise ValueError("recipe.lora leaves the vision tower frozen; set recipe.train_vision=false")
 
+    @property
+    def weights_precision(self) -> Literal["fp32", "bf16"]:
+        """In which weights are loaded and saved."""
+        return self.precision if self.lora is not None else "fp32"
+
     def num_steps(self, num_samples: int) -> int:
         """How many batches `num_samples` rows are trained for; a rest below a batch is left out of each epoch."""
         return self.steps if self.steps is not None else (self.epochs or 0) * (num_samples // self.batch_size)

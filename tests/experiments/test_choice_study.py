@@ -51,11 +51,6 @@ def test_a_folder_that_is_not_there_is_refused_in_one_line_and_can_be_planned(
     assert "evaluate_choice" in capsys.readouterr().out
 
 
-def test_a_model_that_reads_times_between_cells_is_refused_before_anything_runs(here: Path) -> None:
-    with pytest.raises(ValueError, match="zoo cannot be asked of model qwen3_vl_8b"):
-        build_grid(load_config(["study=smoke", "benchmark=zoo", "model=qwen3_vl_8b"])[0])
-
-
 def test_changed_content_is_a_new_question_set_and_the_folders_place_is_none(here: Path, small: list[str]) -> None:
     write_zoo(here / "data" / "zoo")
 

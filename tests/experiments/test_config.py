@@ -118,6 +118,7 @@ def test_a_mistake_is_one_line_that_names_the_value_and_what_is_allowed(override
         ("study.variants=[m_rope,mhrope]", "frequencies headwise: 2 key/value heads"),
         ("study.variants=[m_rope,m_rope]", "give each name once"),
         ("study.contexts_frames=[32,4096]", "study.contexts_frames has 4096, but a film has 160 frames"),
+        ("model=qwen3_vl_8b", "benchmarks.v_niah_d cannot be asked of model qwen3_vl_8b, which reads a time"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(override: str, message: str) -> None:
