@@ -30,7 +30,7 @@ from experiments.commands import (
 OVERRIDES_HELP = (
     "study=NAME and any group=choice or key=value, as in: study=quickstart recipe.steps=300; benchmark=NAME adds one"
 )
-EXIT_CODES = "exit codes: 0 done, 1 some cells failed (all others are done), 2 bad config or usage, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 1 some cells failed or are incomplete, 2 bad config or usage, 130 interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -180,8 +180,9 @@ def sync_study(study: Study, console: Console) -> int:
     run_id = mirror.finish(ok=ok)
     if run_id is not None:
         say(console, f"{mirror.written} runs written to MLflow")
+    incomplete = print_incomplete(study, console)
     reported = report_mirrored(study, console, mirror, run_id, whole=ok)
-    return DONE if ok and reported else SOME_FAILED
+    return DONE if ok and reported and not incomplete else SOME_FAILED
 
 
 def make_report(study: Study, console: Console, run_id: str) -> None:
@@ -206,7 +207,7 @@ def show_report(study: Study, console: Console) -> None:
 
 
 def print_status(study: Study, console: Console) -> int:
-    """Done, running, failed; each failure with its cause, log and the command that runs just it."""
+    """Done, running, failed, incomplete; each failure with its cause, log and the command that runs just it."""
     planned = plan(study.store, study.grid.targets)
     found = counts(planned)
     by_fingerprint = {item.fingerprint: item for item in planned}
@@ -228,7 +229,8 @@ def print_status(study: Study, console: Console) -> int:
             say(console, f"  log: {study.store.root / failure.log}")
             say(console, f"  config: {json.dumps(failure.payload['config'])}")
             say(console, f"  again: {study.again('run')}{only(study, item.stage)}")
-    return SOME_FAILED if found[State.FAILED] else DONE
+    incomplete = print_incomplete(study, console)
+    return SOME_FAILED if found[State.FAILED] or incomplete else DONE
 
 
 def print_failures(study: Study, summary: Summary, console: Console) -> None:
@@ -242,10 +244,16 @@ def print_failures(study: Study, summary: Summary, console: Console) -> None:
 
 
 def only(study: Study, stage: Stage) -> str:
-    """The option that leaves of a study what one stage is needed for; none for a stage that all need."""
+    """The option that leaves of a study what one stage is needed for; none for a stage that several trials need."""
     cells = [cell for cell in study.grid.cells if cell.stage.fingerprint == stage.fingerprint]
-    names = [cell.id for cell in cells[:1]] or [t.name for t in study.grid.trials if stage in t.stages()]
-    return f" --only {shlex.quote(names[0])}" if names else ""
+    if cells:
+        return f" --only {shlex.quote(cells[0].id)}"
+    needed = [
+        trial.name
+        for trial in study.grid.trials
+        if any(below.fingerprint == stage.fingerprint for below in walk(trial.stages()))
+    ]
+    return f" --only {shlex.quote(needed[0])}" if len(needed) == 1 else ""
 
 
 def print_incomplete(study: Study, console: Console) -> bool:

@@ -13,8 +13,9 @@ from pipelines.benchmarks.needles import NeedleBenchmark
 
 
 def study_record(config: Config, grid: Grid) -> dict[str, Any]:
-    """What a report needs to know of a study besides its runs."""
+    """What a report needs to know of a study besides its runs; not of a benchmark whose cells are all excluded."""
     study = config.study
+    budgets = {cell.benchmark: cell.budget for cell in reversed(grid.cells)}
     first = {trial.label: trial for trial in reversed(grid.trials)}
     return {
         "name": study.name,
@@ -30,12 +31,13 @@ def study_record(config: Config, grid: Grid) -> dict[str, Any]:
                 "train_length": train_length(config, name),
                 "contexts": list(contexts_of(config, name)),
                 "scorer": benchmark.scorer,
-                "budget": asdict(next(cell.budget for cell in grid.cells if cell.benchmark == name)),
+                "budget": asdict(budgets[name]),
                 "question_set": grid.question_sets[name],
                 **_asked_of(grid, name, benchmark),
                 "settings": asdict(benchmark) | ({} if isinstance(benchmark, NeedleBenchmark) else {"root": ""}),
             }
             for name, benchmark in config.benchmarks.items()
+            if name in budgets
         },
         "scale_rules": list(study.scale_rules),
         "equal_scale": study.equal_scale,
