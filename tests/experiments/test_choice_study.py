@@ -1,4 +1,4 @@
-"""docs/add-a-benchmark.md as it is written, and a released folder with faults, in one whole study."""
+"""docs/add-a-benchmark.md as it is written, a released folder with faults and needles from one, in one whole study."""
 
 import json
 import re
@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from experiments.cli import main
 from experiments.compose import CONF, load_config
 from experiments.grid import build_grid
+from tests.experiments.runs import check_tree, runs_of
 from tests.pipelines.benchmarks.miniatures import settings, write_faults, write_video
+from tests.pipelines.folders import asked_in_a_study, write_folder
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-benchmark.md"
 
@@ -68,11 +69,12 @@ def test_changed_content_is_a_new_question_set_and_the_folders_place_is_none(her
 
 
 @pytest.mark.slow
-def test_the_page_runs_and_a_folder_with_faults_ends_with_error_rows_and_exit_code_1(
+def test_the_page_runs_and_needles_do_and_a_folder_with_faults_ends_with_error_rows_and_exit_code_1(
     here: Path, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_zoo(here / "data" / "zoo")
     write_faults(here / "faults")
+    write_folder(here / "needles")
     # The released folder, with a budget that suits the tiny model; its validation questions choose the scale.
     given = settings("longvideobench", root=str(here / "faults"), drop=None, contexts_tokens=[16])
     (here / "conf" / "benchmark" / "faults.yaml").write_text(json.dumps(given | {"name": "faults"}), encoding="utf-8")
@@ -82,6 +84,7 @@ def test_the_page_runs_and_a_folder_with_faults_ends_with_error_rows_and_exit_co
         *small,
         *written,
         "benchmark=faults",
+        *asked_in_a_study(here / "needles"),
         "study.variants=[{name: hope, published_scale: 0.75}]",
         "study.baseline=hope",
         "study.scale_rules=[searched]",
@@ -90,7 +93,8 @@ def test_the_page_runs_and_a_folder_with_faults_ends_with_error_rows_and_exit_co
     assert main(["run", *overrides]) == 1
     output = capsys.readouterr().out
     assert re.search(r"incomplete hope-s0/faults/16/searched: \d+ questions ended in an error", output)
-    assert "incomplete hope-s0/zoo" not in output
+    assert re.findall(r"incomplete hope-s0/(\w+)", output) == ["faults"]
+    assert output.count("finished features hope-s0") == 2  # of the drawn films, and of the folder's for all benchmarks
 
     config, _ = load_config(overrides)
     stages = {cell.benchmark: cell.stage for cell in build_grid(config).cells}
@@ -102,12 +106,23 @@ def test_the_page_runs_and_a_folder_with_faults_ends_with_error_rows_and_exit_co
     assert causes.keys() == faulty & tested
     assert {"vid4_0", "vid5_0", "vid6_0"} & causes.keys()
 
-    client = MlflowClient(config.tracking)
-    experiment = client.get_experiment_by_name(config.study.name)
-    assert experiment
-    (cell,) = client.search_runs([experiment.experiment_id], "tags.benchmark = 'faults'")
-    assert cell.data.metrics["errors"] == len(causes)
-    assert cell.data.tags["incomplete"] == str(len(causes))
-    assert {"unparsed", "accuracy/published", "accuracy/macro", "accuracy/micro"} <= cell.data.metrics.keys()
-    assert main(["run", *overrides]) == 1  # done, and still incomplete
-    assert "nothing to do" in capsys.readouterr().out
+    check_tree(overrides)
+    cells = {run.data.tags["key"]: run.data for run in runs_of(overrides) if run.data.tags["kind"] == "cell"}
+    cell = cells["hope-s0/faults/16/searched"]
+    assert cell.metrics["errors"] == len(causes)
+    assert cell.tags["incomplete"] == str(len(causes))
+    assert {"unparsed", "accuracy/published", "accuracy/macro", "accuracy/micro"} <= cell.metrics.keys()
+    for name, questions in {"v_niah_published/6": 10, "v_niah_d_published/12": 10, "v_ruler_multi_key/12": 2}.items():
+        cell = cells[f"hope-s0/{name}/searched"]
+        assert (cell.metrics["questions"], cell.metrics["errors"]) == (questions, 0)
+        assert 0 < cell.metrics["prefill/frames"] <= cell.metrics["prefill/naive_frames"]
+        assert cell.tags["scorer"] == "exact_match@1"
+    report = (config.report_dir / "report.md").read_text()
+    assert all(
+        title in report for title in ("V-NIAH-PUBLISHED", "V-NIAH-D-PUBLISHED", "V-RULER-MULTI-KEY", "(12 cells)")
+    )
+    for command, line in (("run", "nothing to do"), ("sync", "0 runs written")):
+        assert main([command, *overrides]) == 1  # done, and still incomplete
+        output = capsys.readouterr().out
+        assert line in output
+        assert "incomplete hope-s0/faults" in output

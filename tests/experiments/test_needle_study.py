@@ -15,16 +15,9 @@ from experiments.study_record import study_record
 from pipelines.benchmarks.folder import SOURCE
 from pipelines.engine import Event, EventKind, LocalRunner, Store, walk
 from pipelines.features import features_stage
-from tests.pipelines.folders import write_folder
+from tests.pipelines.folders import asked_in_a_study, write_folder
 from tests.pipelines.tiny_checkpoint import write_checkpoint
 from tests.pipelines.world import MODEL
-
-BUDGET = "{fps: 2.0, max_frames: 48, frame_height: 32, frame_width: 32}"
-LENGTHS = {
-    "v_niah_published": "records=dataset.json contexts=[6,12] depths=[0.0,0.6]",
-    "v_niah_d_published": "records=dataset.json contexts=[6,12] depths=[0.0,0.6] distractor_period=3",
-    "v_ruler_multi_key": "contexts=[12] depths=[0.0,0.6]",
-}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +38,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("dataset.num_train_videos=8", "dataset.num_films=2", "dataset.film_frames=40"),
         *("study.contexts_frames=[16]", "study.scale_rules=[searched]"),
         "study.search={benchmark: v_niah_published, contexts: [6], scales: [0.5, 1.0]}",
-        *(f"benchmark={name}" for name in LENGTHS),
-        *(f"benchmarks.{name}.{word}" for name, words in LENGTHS.items() for word in words.split()),
-        *(f"benchmarks.{name}.budget={BUDGET}" for name in LENGTHS),
-        *(f"benchmarks.{name}.{word}" for name in LENGTHS for word in (f"root={root}/data", "num_validation_films=1")),
+        *asked_in_a_study(root / "data"),
         f"store={root / 'out'}",
     ]
 
@@ -68,7 +58,7 @@ def test_a_frozen_tower_encodes_once_for_all_variants_seeds_and_scales(asked: li
 
 def test_a_benchmark_whose_cells_are_all_excluded_is_no_part_of_the_study(asked: list[str]) -> None:
     config, _ = load_config([*asked, "study.exclude=[{benchmark: v_niah_d}]"])
-    assert study_record(config, build_grid(config))["benchmarks"].keys() == LENGTHS.keys()
+    assert study_record(config, build_grid(config))["benchmarks"].keys() == config.benchmarks.keys() - {"v_niah_d"}
 
 
 @pytest.fixture(scope="module")

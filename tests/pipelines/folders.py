@@ -120,6 +120,24 @@ def ruler(root: Path, task: Task, **settings: Any) -> RulerBenchmark:
     return RulerBenchmark(**values | settings)
 
 
+def asked_in_a_study(root: Path) -> list[str]:
+    """Overrides that ask 10 questions of V-NIAH, 10 of V-NIAH-D and 2 of V-RULER a context of this folder."""
+    contexts = {"v_niah_published": "[6,12]", "v_niah_d_published": "[6,12]", "v_ruler_multi_key": "[12]"}
+    settings = {
+        "root": root,
+        "depths": "[0.0,0.6]",
+        "num_validation_films": 1,
+        "budget": f"{{fps: {BUDGET.fps}, max_frames: {BUDGET.max_frames}, frame_height: 32, frame_width: 32}}",
+    }
+    return [
+        *(f"benchmark={name}" for name in contexts),
+        *(f"benchmarks.{name}.{key}={value}" for name in contexts for key, value in settings.items()),
+        *(f"benchmarks.{name}.contexts={lengths}" for name, lengths in contexts.items()),
+        *(f"benchmarks.{name}.records=dataset.json" for name in contexts if "niah" in name),
+        "benchmarks.v_niah_d_published.distractor_period=3",
+    ]
+
+
 def byte_pair_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE such as Qwen2's, trained on a few texts: a word is several tokens."""
     core = Tokenizer(models.BPE())
