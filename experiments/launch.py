@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ MAX_PACKAGE_MIB = 10
 TEMPLATES = {"rayjob": "rayjob.yaml.j2", "cronjob": "cronjob.yaml.j2", "slurm": "slurm.sh.j2"}
 AUTH_MODES = ("token", "disabled")
 POLL_S = 1.0
+# Ray's answer while a head that has just come up has no job agent yet.
+NO_AGENT = "No available agent to submit job"
+AGENT_TIMEOUT_S, FIRST_WAIT_S = 60.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,37 @@ def submit(address: str, words: Sequence[str], name: str) -> str:
     Raises ValueError where the cluster does not answer or takes no job.
     """
     client = connect(address)
+    job = f"hope-{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     with staged_source() as folder:
-        job = client.submit_job(
-            entrypoint=shlex.join(words),
-            submission_id=f"hope-{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
-            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
-            metadata={"command": shlex.join(words)},
-        )
-    return str(job)
+
+        def send() -> str:
+            return client.submit_job(
+                entrypoint=shlex.join(words),
+                submission_id=job,
+                runtime_env={"working_dir": str(folder), "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
+                metadata={"command": shlex.join(words)},
+            )
+
+        try:
+            return once_there_is_an_agent(send)
+        except (ConnectionError, RuntimeError) as error:
+            raise ValueError(f"job server {address}: {str(error).strip().splitlines()[0]}") from None
+
+
+def once_there_is_an_agent(send: Callable[[], str]) -> str:
+    """Call `send` again, after ever longer waits, while Ray answers that its head has no job agent yet.
+
+    Raises what it raised last when that has gone on for AGENT_TIMEOUT_S, and whatever else it raises at once.
+    """
+    started, wait_s = time.monotonic(), FIRST_WAIT_S
+    while True:
+        try:
+            return send()
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() + wait_s - started > AGENT_TIMEOUT_S:
+                raise
+        time.sleep(wait_s)
+        wait_s *= 2
 
 
 def connect(address: str) -> "JobSubmissionClient":

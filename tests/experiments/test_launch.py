@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import shlex
@@ -125,6 +126,32 @@ def test_only_source_is_sent_and_no_large_file(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(launch, "MAX_PACKAGE_MIB", 0)
     with pytest.raises(ValueError, match=r"the source to send has \d+ MiB, more than 0"), launch.staged_source():
         pass
+
+
+def test_a_head_without_a_job_agent_yet_is_asked_again_and_any_other_answer_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = importlib.util.find_spec("ray.dashboard.modules.job.job_head")
+    assert spec
+    assert launch.NO_AGENT in Path(str(spec.origin)).read_text()  # what this version of Ray answers
+    monkeypatch.setattr(launch, "FIRST_WAIT_S", 0.0)
+    answers = iter([launch.NO_AGENT, launch.NO_AGENT, "", launch.NO_AGENT, "Internal error"])
+    asked = []
+
+    def send() -> str:
+        asked.append(answer := next(answers))
+        if answer:
+            raise RuntimeError(f"Request failed with status code 500: {answer}, please try again later.")
+        return "job"
+
+    assert launch.once_there_is_an_agent(send) == "job"
+    with pytest.raises(RuntimeError, match="Internal error"):
+        launch.once_there_is_an_agent(send)
+    assert len(asked) == 5
+    monkeypatch.setattr(launch, "AGENT_TIMEOUT_S", -1.0)
+    answers = iter([launch.NO_AGENT])
+    with pytest.raises(RuntimeError, match=launch.NO_AGENT):
+        launch.once_there_is_an_agent(send)
 
 
 def test_every_command_of_the_page_is_understood() -> None:
