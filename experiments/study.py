@@ -152,8 +152,9 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
                 show_report(study, console)
             else:
                 make_report(study, console, run_id)
-                note_reported(study, runs)
-            if kept or mirror.attach_report():
+                if kept := mirror.attach_report():
+                    note_reported(study, runs)
+            if kept:
                 if whole:
                     settle(study, database=database, runs=runs)
                 return True
