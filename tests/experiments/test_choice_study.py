@@ -12,15 +12,13 @@ from experiments.cli import main
 from experiments.compose import CONF, load_config
 from experiments.grid import build_grid
 from tests.experiments.runs import check_tree, runs_of
+from tests.pages import ROOT, blocks
 from tests.pipelines.benchmarks.miniatures import settings, write_faults, write_video
 from tests.pipelines.folders import asked_in_a_study, write_folder
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-benchmark.md"
-
-
-def block(language: str) -> str:
-    """The page's code block of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+PAGE = ROOT / "docs" / "add-a-benchmark.md"
+(RECORD,), (BENCHMARK,) = blocks(PAGE, "json"), blocks(PAGE, "yaml")
+COMMANDS = [shlex.split(line) for line in blocks(PAGE, "")[0].splitlines()]
 
 
 @pytest.fixture
@@ -29,12 +27,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.compose.CONF", tmp_path / "conf")
     shutil.copytree(CONF, tmp_path / "conf")
-    (tmp_path / "conf" / "benchmark" / "zoo.yaml").write_text(block("yaml"), encoding="utf-8")
+    (tmp_path / "conf" / "benchmark" / "zoo.yaml").write_text(BENCHMARK, encoding="utf-8")
     return tmp_path
 
 
 def write_zoo(folder: Path) -> None:
-    record = json.loads(block("json"))
+    record = json.loads(RECORD)
     lines = []
     for number in range(3):
         write_video(folder / "videos" / f"zoo{number}.mp4", seed=number)
@@ -63,7 +61,7 @@ def test_changed_content_is_a_new_question_set_and_the_folders_place_is_none(her
     shutil.copytree(here / "data" / "zoo", here / "elsewhere")
     assert cells(f"benchmarks.zoo.root={here / 'elsewhere'}") == before
     with (here / "data" / "zoo" / "questions.jsonl").open("a") as file:
-        file.write("\n" + block("json").strip().replace("passes by", "stands"))
+        file.write("\n" + RECORD.strip().replace("passes by", "stands"))
     after = cells()
     assert {name for name in before if before[name] != after[name]} == {name for name in before if "/zoo/" in name}
 
@@ -78,8 +76,9 @@ def test_the_page_runs_and_needles_do_and_a_folder_with_faults_ends_with_error_r
     # The released folder, with a budget that suits the tiny model; its validation questions choose the scale.
     given = settings("longvideobench", root=str(here / "faults"), drop=None, contexts_tokens=[16])
     (here / "conf" / "benchmark" / "faults.yaml").write_text(json.dumps(given | {"name": "faults"}), encoding="utf-8")
-    command = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("hope run "))
-    written = [word for word in shlex.split(command)[2:] if not word.startswith("study=")]
+    written, again = ([word for word in words[2:] if not word.startswith("study=")] for words in COMMANDS)
+    assert [words[:2] for words in COMMANDS] == [["hope", "run"], ["hope", "rerun"]]
+    assert again == written
     overrides = [
         *small,
         *written,
