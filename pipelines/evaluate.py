@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.accuracies import mean, summary
 from pipelines.asked import Asked, Videos
 from pipelines.attention import load_to_answer
 from pipelines.benchmarks.needles import NeedleBenchmark
@@ -107,9 +108,9 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     return {
         "scale": scale,
         "questions": len(lines),
-        "accuracy": _mean(lines),
+        "accuracy": mean(lines),
         "contexts": {
-            str(context): _summary([line for line in lines if line["context"] == context])
+            str(context): summary([line for line in lines if line["context"] == context])
             | {"prefill": asdict(evaluator.prefill[context])}
             for context in identity.contexts
         },
@@ -283,19 +284,3 @@ class Evaluator:
             "error": None,
             "duration_s": round(seconds, 6),
         }
-
-
-def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kinds = sorted({line["kind"] for line in lines})
-    return {
-        "questions": len(lines),
-        "errors": sum(line["error"] is not None for line in lines),
-        "unparsed": sum(line.get("unparsed", False) for line in lines),
-        "accuracy": _mean(lines),
-        "kinds": {kind: _mean([line for line in lines if line["kind"] == kind]) for kind in kinds},
-        "duration_s": round(sum(line["duration_s"] for line in lines), 3),
-    }
-
-
-def _mean(lines: Sequence[Mapping[str, Any]]) -> float:
-    return sum(line["correct"] for line in lines) / len(lines)

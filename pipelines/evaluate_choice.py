@@ -1,13 +1,14 @@
 """Evaluation on multiple-choice benchmarks: the questions of a folder, their videos' frames, the answers to them.
 
-A video that cannot be decoded and a record that is no question become error rows with their cause; nothing stops.
+A video that cannot be decoded and a record that is no question become error rows with their cause; nothing stops. The
+vision tower runs once for each video and context, for all its questions (docs/design.md says why not once for all).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.accuracies import choice_summary
 from pipelines.attention import load_to_answer
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.records import TEST, ChoiceQuestion, from_lines, survey, to_lines
@@ -171,7 +173,7 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
                 file.flush()
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     contexts = {
-        str(context): summary([line for line in lines if line["context"] == context], identity.benchmark)
+        str(context): choice_summary([line for line in lines if line["context"] == context], identity.benchmark)
         for context in identity.benchmark.contexts_tokens
     }
     return {"scale": scale, "questions": len(lines), "contexts": contexts}
@@ -293,46 +295,6 @@ class ChoiceEvaluator:
             "budget": budget,
             "duration_s": round(seconds, 6),
         }
-
-
-def summary(lines: Sequence[Mapping[str, Any]], benchmark: ChoiceBenchmark) -> dict[str, Any]:
-    """One cell's numbers. An error row counts as not correct, as an unparsed answer does, and both are counted.
-
-    `accuracy` is by the benchmark's scoring; the means by our rule and by the published one always stand beside it.
-    """
-    names = sorted({name for line in lines for name in line["groups"]})
-    published = benchmark.published.mean == "macro"
-    micro, macro = _mean(lines, "correct"), _macro(lines, "correct")
-    return {
-        "questions": len(lines),
-        "errors": sum(line["error"] is not None for line in lines),
-        "unparsed": sum(line["unparsed"] for line in lines),
-        "accuracy": macro if published and benchmark.scoring == "published" else micro,
-        "kinds": _by(lines, "correct", [line["kind"] for line in lines]),
-        "groups": {name: _by(lines, "correct", [line["groups"][name] for line in lines]) for name in names},
-        "means": {
-            "micro": micro,
-            "macro": macro,
-            "published": (_macro if published else _mean)(lines, "published_correct"),
-        },
-        "duration_s": round(sum(line["duration_s"] for line in lines), 3),
-    }
-
-
-def _mean(lines: Sequence[Mapping[str, Any]], field: str) -> float:
-    return sum(line[field] for line in lines) / len(lines)
-
-
-def _macro(lines: Sequence[Mapping[str, Any]], field: str) -> float:
-    means = _by(lines, field, [line["kind"] for line in lines])
-    return sum(means.values()) / len(means)
-
-
-def _by(lines: Sequence[Mapping[str, Any]], field: str, keys: Sequence[str]) -> dict[str, float]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for key, line in zip(keys, lines, strict=True):
-        groups.setdefault(key, []).append(line)
-    return {key: _mean(groups[key], field) for key in sorted(groups)}
 
 
 def _reasons(path: Path) -> dict[str, str]:

@@ -106,7 +106,7 @@ def frozen_features_stage(model: PretrainedModel, recipe: Recipe, frames: Stage,
 
     Not for a drawn model, whose tower is of its trial's seed. Raises ValueError for a folder without weights.
     """
-    tower = FrozenTower(model.identity().weights, recipe.weights_precision)
+    tower = FrozenTower(model.identity.weights, recipe.weights_precision)
     return Stage(
         name="features",
         code_version=2,

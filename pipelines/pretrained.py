@@ -70,8 +70,9 @@ class PretrainedModel:
     temporal_patch_size: int
     num_parameters: int
 
+    @cached_property
     def identity(self) -> PretrainedIdentity:
-        """Raises ValueError for a folder without safetensors."""
+        """Of the weights as they are when it is first asked for. Raises ValueError for a folder without safetensors."""
         language = None if self.language is None else weights_identity(self.language, self.language_revision)
         return PretrainedIdentity(self.name, weights_identity(self.path, self.revision), language)
 

@@ -67,7 +67,7 @@ def finetune_stage(
         code_version=2,
         run=run,
         config=StageConfig(
-            FinetuneIdentity(variant, model.identity() if isinstance(model, PretrainedModel) else model, recipe, seed),
+            FinetuneIdentity(variant, model.identity if isinstance(model, PretrainedModel) else model, recipe, seed),
             placement,
         ),
         inputs={"dataset": dataset, "frames": frames},

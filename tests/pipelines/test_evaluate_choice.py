@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hope_core.modeling import load, set_scale, vision_tokens
+from pipelines.accuracies import choice_summary
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.records import VALIDATION, survey
 from pipelines.engine import Artifact, LocalRunner, Stage, StageConfig, Store
@@ -23,7 +24,6 @@ from pipelines.evaluate_choice import (
     choice_frames_stage,
     questions_stage,
     run,
-    summary,
 )
 from pipelines.generate import greedy_answers, question_ids
 from pipelines.preprocess import PreprocessPlacement
@@ -132,6 +132,7 @@ KILLED = """
 import json, resource, signal, sys
 from pathlib import Path
 from pydantic import TypeAdapter
+from pipelines.accuracies import choice_summary
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.engine import Artifact, StageConfig
 from pipelines.evaluate_choice import EvaluateChoiceIdentity, run
@@ -267,14 +268,14 @@ def test_means_by_our_rule_and_the_published_one_stand_side_by_side(benchmark: C
         return {"kind": kind, "correct": correct, "published_correct": published, **rest}
 
     lines = [line("a", True, True), line("a", True, True), line("a", False, True), line("b", False, False)]
-    ours = summary(lines, benchmark)
+    ours = choice_summary(lines, benchmark)
     assert ours["accuracy"] == ours["means"]["micro"] == 0.5
     assert ours["means"]["macro"] == pytest.approx(1 / 3)
     assert ours["means"]["published"] == 0.75
     assert ours["unparsed"] == 2
     assert ours["groups"] == {"duration_group": {"15": 0.5}}
     given = settings("mlvu", scoring="published")
-    by_task = summary(lines, TypeAdapter(ChoiceBenchmark).validate_python(given))
+    by_task = choice_summary(lines, TypeAdapter(ChoiceBenchmark).validate_python(given))
     assert by_task["accuracy"] == pytest.approx(1 / 3)  # MLVU's published mean is over tasks
 
 

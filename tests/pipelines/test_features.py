@@ -67,7 +67,7 @@ def test_the_stock_tower_is_byte_for_byte_that_of_a_checkpoint_that_froze_it(
 def test_a_tower_reads_pixels_as_it_was_trained_to(
     stock: PretrainedModel, trial: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    identity = FrozenFeaturesIdentity((FILM_PREFIX,), FrozenTower(stock.identity().weights, "fp32"))
+    identity = FrozenFeaturesIdentity((FILM_PREFIX,), FrozenTower(stock.identity.weights, "fp32"))
     run(StageConfig(identity, stock), {"frames": trial["frames"]}, tmp_path)
     features, frames = open_features(tmp_path), open_frames(trial["frames"].path)
     model = stock_to_answer(stock, torch.float32)

@@ -23,11 +23,11 @@ def loaded(model: PretrainedModel) -> torch.nn.Module:
 
 def test_a_checkpoint_is_known_by_its_content_and_not_by_its_place(model: PretrainedModel, tmp_path: Path) -> None:
     copied = shutil.copytree(model.path, tmp_path / "copied")
-    assert weights_identity(str(copied), None) == model.identity().weights
+    assert weights_identity(str(copied), None) == model.identity.weights
     other = write_checkpoint(tmp_path / "other", world.MODEL, seed=1)
-    assert other.identity() != model.identity()
+    assert other.identity != model.identity
     (copied / "tokenizer_config.json").write_text("{}")
-    assert weights_identity(str(copied), None) != model.identity().weights
+    assert weights_identity(str(copied), None) != model.identity.weights
 
 
 def test_a_folder_with_pickled_weights_alone_is_refused(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_language_model_can_come_from_a_text_checkpoint(model: PretrainedMod
     for name, tensor in stock.state_dict().items():
         if "visual" in name:
             assert torch.equal(mixed[name], tensor)
-    assert mixed_model.identity() != model.identity()
+    assert mixed_model.identity != model.identity
     config.hidden_size = 64
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match=r"model\.language '.*wide' does not fit"):
