@@ -3,9 +3,11 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments import knobs
 from experiments.cli import build_parser, main
@@ -165,3 +167,9 @@ def test_commits_and_checks_use_the_same_ruff() -> None:
     used = re.search(r"ruff-pre-commit\n +rev: v(\S+)", text_of(".pre-commit-config.yaml"))
     assert used
     assert f"\nruff=={used[1]}\n" in text_of("constraints.txt")
+
+
+def test_the_version_is_one() -> None:
+    version = tomllib.loads(text_of("pyproject.toml"))["project"]["version"]
+    assert yaml.safe_load(text_of("CITATION.cff"))["version"] == version
+    assert f"## {version}" in text_of("CHANGELOG.md")
