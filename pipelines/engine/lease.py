@@ -122,13 +122,15 @@ class Leases:
         if holder and not is_dead(holder, dead):
             raise LeaseHeld(holder)
         generation = holder.generation + 1 if holder else 1
+        content = json.dumps(vars(owner)).encode()
         try:
             descriptor = os.open(self._path(fingerprint, generation), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             winner = self.holder(fingerprint) or Holder(fingerprint, generation, None, 0)
             raise LeaseHeld(winner) from None
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(vars(owner), file)
+        # At once: of a process killed in between, nobody could tell whose the lease is, and it would last for `ttl_s`.
+        os.write(descriptor, content)
+        os.close(descriptor)
         return Lease(self, fingerprint, generation, owner)
 
     def discard(self, fingerprint: str, token: str) -> None:

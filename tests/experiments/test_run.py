@@ -41,21 +41,18 @@ def kill_when(process: "subprocess.Popen[str]", seen: Callable[[str], bool], kin
 
 
 def test_a_study_killed_and_interrupted_ends_with_the_numbers_of_an_uninterrupted_one(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str], finished_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Here scales are measured side by side, there one after the other.
-    whole = [*small[:-1], f"store={tmp_path / 'whole'}", "cluster.search_workers=2"]
-    finish(launch(whole))
-    kill_when(launch(small), lambda line: "finished decode" in line, signal.SIGKILL)
+    kill_when(launch(small), lambda line: "finished finetune" in line, signal.SIGKILL)
     interrupted = launch(small)
-    seen = kill_when(interrupted, lambda line: "finished finetune" in line, signal.SIGINT)
+    seen = kill_when(interrupted, lambda line: "finished evaluate" in line, signal.SIGINT)
     output = "".join(seen) + finish(interrupted, code=130)
     assert "continues" in output
     assert "Traceback" not in output
-    kill_when(launch(small), lambda line: "finished evaluate" in line, signal.SIGKILL)
-    output = finish(launch(small))
+    # Scales are measured side by side now; in the uninterrupted study everything came one after the other.
+    output = finish(launch([*small, "cluster.search_workers=2"]))
     assert "report:" in output
-    assert numbers(small) == numbers(whole)
+    assert numbers(small) == numbers([*small[:-1], f"store={finished_store}"])
     check_tree(small)
 
     report = Path(small[-1].removeprefix("store=")) / "reports" / "smoke" / "report.html"
