@@ -100,6 +100,8 @@ class RayRunner:
                 "num_gpus": self.num_gpus,
                 "include_dashboard": self.dashboard,
                 "dashboard_host": "127.0.0.1",
+                # A trial's process waits for the trial's next stage; a new one would import everything again.
+                "_system_config": {"idle_worker_killing_time_threshold_ms": 20_000},
             }
         import ray
 
