@@ -76,7 +76,7 @@ def submit(address: str, words: Sequence[str], name: str) -> str:
 
         try:
             return once_there_is_an_agent(send)
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # requests has a ConnectionError of its own
             raise ValueError(f"job server {address}: {str(error).strip().splitlines()[0]}") from None
 
 
@@ -119,7 +119,7 @@ def connect(address: str) -> "JobSubmissionClient":
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()  # the first request that needs the token
-    except (ConnectionError, RuntimeError, RayError) as error:
+    except (OSError, RuntimeError, RayError) as error:
         raise ValueError(f"job server {address}: {str(error).strip().splitlines()[0]}") from None
     return client
 
