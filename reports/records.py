@@ -86,11 +86,8 @@ def question_table(files: dict[str, Path], trials: pd.DataFrame, cells: pd.DataF
     parts = []
     for trial in trials.itertuples():
         for file in sorted((files[trial.run_id] / "questions").glob("*/*.jsonl")):
-            with file.open() as lines:
-                asked = pd.DataFrame(
-                    [[record.get(name) for name in QUESTION_FIELDS] for record in map(json.loads, lines)],
-                    columns=list(QUESTION_FIELDS),
-                )
+            records = json.loads(f"[{','.join(file.read_text().splitlines())}]")
+            asked = pd.DataFrame(records, columns=list(QUESTION_FIELDS))
             asked["context"] = asked.context.astype(str)
             parts.append(asked.assign(benchmark=file.parent.name, scale_rule=file.stem, trial=trial.trial))
     if not parts:

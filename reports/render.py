@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from reports import facts, sections
 from reports.compare import compare_studies
-from reports.results import StudyResults
+from reports.results import StudyResults, uncollected
 from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, anchor, latex, rule_table, summary_table, title_of
 from reports.theory_figures import preference_figure, slot_figure
 from reports.verdicts import headline_rule, judge
@@ -34,6 +34,7 @@ class ReportFiles:
     figures: Path
 
 
+@uncollected()
 def write_report(
     results: StudyResults, out_dir: Path, *, published: Path = PUBLISHED, earlier: StudyResults | None = None
 ) -> ReportFiles:

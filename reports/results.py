@@ -4,10 +4,12 @@ The tables are pandas frames with one row per thing named: a trial, a cell, a qu
 point of a scale search. Every row carries the run id it came from.
 """
 
+import gc
 import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import nan
@@ -113,6 +115,19 @@ class Quarantine:
     rows: list[dict[str, Any]]
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: thousands of runs are millions of objects that stay, walked again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> StudyResults:
     """Read a study's newest run, or the one given, with its trials and cells.
 
