@@ -118,8 +118,8 @@ def _known_keys(key: str) -> str:
     for part in key.split(".")[:-1]:
         hint = typing.get_type_hints(kind).get(part)
         found = _dataclass_in(hint, {})
-        if found is None:
-            break
+        if found is None:  # one of several kinds: what it has depends on which was chosen
+            return f"the {part} that was chosen has no such key (docs/knobs.md lists them by kind)"
         kind = found
         place.append(part)
     fields = ", ".join(sorted(field.name for field in dataclasses.fields(kind)))

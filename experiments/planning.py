@@ -192,6 +192,8 @@ def _can_tell(line: Resolution) -> str:
     asked = f"{line.num_questions} questions of {line.num_videos} videos in each cell, {line.num_seeds} seeds"
     if math.isinf(line.difference):
         return f"{line.benchmark}: one seed tells nothing apart; study.seeds of two or more would ({asked})"
+    if line.difference >= 1:
+        return f"{line.benchmark}: cannot resolve any difference; add to study.seeds, or variants ({asked})"
     return f"{line.benchmark}: cannot resolve less than {100 * line.difference:.1f} points ({asked}; power 80 %)"
 
 

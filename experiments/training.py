@@ -35,6 +35,11 @@ def training_budget(config: Config) -> FrameBudget:
     )
     if isinstance(data, FolderDataset):
         return replace(ours, max_frames=data.max_frames, total_pixels=data.total_pixels)
+    if data.frame_size % ours.factor:
+        raise ValueError(
+            f"dataset.frame_size is {data.frame_size}, but a token of model {model.name} covers {ours.factor} x "
+            f"{ours.factor} pixels: give a multiple, such as dataset.frame_size={2 * ours.factor}"
+        )
     return replace(ours, frame_size=(data.frame_size, data.frame_size))
 
 

@@ -47,6 +47,8 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
     [
         (["run", "study=nope"], "unknown study 'nope'"),
         (["plan", "study=smoke", "recipe.stpes=1"], "unknown key recipe.stpes"),
+        (["plan", "study=frequency_allocation", "model=qwen2_vl_2b"], "the model that was chosen has no such key"),
+        (["plan", "study=layout", "model=qwen2_vl_2b"], "give a multiple, such as dataset.frame_size=56"),
         (["run", "study=smoke", "--only", "nobody"], "--only 'nobody' matches no cell"),
         (["theory", "nope"], "unknown variant 'nope'"),
         (["doctor", "color=red"], "'color=red' is not understood here"),
@@ -90,6 +92,12 @@ def test_the_plan_counts_cells_and_writes_nothing(tmp_path: Path, capsys: pytest
     assert "v_niah: cannot resolve less than" in said
     assert "FLOP/s a core" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_could_tell_nothing_apart_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    two = "study.variants=[m_rope,hope]"
+    assert main(["plan", "study=quickstart", two, f"store={tmp_path / 'out'}"]) == 0
+    assert "cannot resolve any difference; add to study.seeds" in capsys.readouterr().out
 
 
 def test_every_cell_of_a_plan_has_its_id_and_state(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
