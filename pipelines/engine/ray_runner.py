@@ -13,6 +13,11 @@ from pipelines.engine.runner import OnEvent, OnFailure, Summary, ignore, signals
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import Store
 
+# Ray gives a node 30 s to come up and cannot be told another time; a busy or slow machine needs a second start, whose
+# files the first has already read.
+STARTS = 3
+TOO_SLOW = "timed out during startup"
+
 
 class RayRunner:
     """Runs stages as Ray tasks, as many at once as the cluster's resources hold.
@@ -106,5 +111,12 @@ class RayRunner:
         import ray
 
         # Without an address ray.init joins whatever cluster the environment or an earlier `ray start` names.
-        ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        for attempt in range(1, STARTS + 1):
+            try:
+                ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **local)
+                break
+            except Exception as error:  # of no class of its own
+                ray.shutdown()
+                if TOO_SLOW not in str(error) or attempt == STARTS:
+                    raise
         self._started_ray = True
