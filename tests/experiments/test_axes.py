@@ -66,7 +66,7 @@ def test_only_takes_names_with_brackets_as_they_are() -> None:
     }
     assert len(restrict(found, "*[recipe.lr=0.001]*/32/published").cells) == 2
     one = restrict(found, "hope[recipe.lr=0.001]-s0/v_niah_d/32/published")
-    assert [stage.name for stage in one.targets] == ["finetune", "features", "evaluate"]  # nothing of the other rule
+    assert [stage.name for stage in one.targets] == ["finetune", "evaluate"]  # nothing of the other rule
 
 
 def test_parts_become_variants_with_registered_names_where_there_are_any() -> None:

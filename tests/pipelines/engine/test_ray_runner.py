@@ -170,13 +170,14 @@ def test_after_kill_9_of_the_launcher_another_goes_on_at_once(
     toys.wait_until(lambda: len(runs(desk)) == 2)
     launcher.kill()
     launcher.wait()
+    # Of the two workers one may still have had the time to give its lease back.
     toys.wait_until(lambda: all(is_dead(holder) for holder in store.leases.holders().values()))
-    assert len(store.leases.holders()) == 2
     (desk / "gate").touch()
     events: list[Event] = []
     stages = [toy(toys.wait_for_gate, key, desk, resumable=True) for key in ("a", "b")]
     summary = ray_runner().run(stages, events.append)
-    assert [artifact.result for artifact in summary.artifacts.values()] == [{"found": ["partial.txt"]}] * 2
+    assert len(summary.artifacts) == 2
+    assert all("partial.txt" in artifact.result["found"] for artifact in summary.artifacts.values())
     assert "waiting" not in {event.kind.value for event in events}
     assert store.leases.holders() == {}
 
