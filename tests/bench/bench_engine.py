@@ -21,7 +21,7 @@ from experiments.compose import load_config
 from experiments.grid import build_grid
 from experiments.planning import print_plan
 from experiments.study import open_study
-from pipelines.engine import Artifact, LocalRunner, RayRunner, Stage, StageConfig, Store, plan
+from pipelines.engine import Artifact, LocalRunner, RayRunner, Stage, StageConfig, Store, plan, walk
 from pipelines.engine.store import RECORD, write_json
 from tests.bench.measure import Row
 from tests.experiments.conftest import SMALL
@@ -143,7 +143,7 @@ def _finish(store: Store, overrides: Sequence[str]) -> int:
     first = {trial.variant.name: trial for trial in reversed(grid.trials)}
     assert LocalRunner(store).run([stage for trial in first.values() for stage in trial.stages()]).ok
     for trial in grid.trials:
-        for stage, like in zip(trial.stages(), first[trial.variant.name].stages(), strict=True):
+        for stage, like in zip(walk(trial.stages()), walk(first[trial.variant.name].stages()), strict=True):
             made, copy = (store.artifact_path(each.name, each.fingerprint) for each in (like, stage))
             if not copy.exists():
                 shutil.copytree(made, copy)

@@ -2,12 +2,15 @@
 
     python -m tests.experiments.kills --kills 12 study=smoke
 
-Every second kill takes the launcher alone, the others all of its processes, Ray's among them. Compared are every
-question's prediction, the report's verdicts and question counts, and the tree of MLflow runs.
+Every second kill takes the launcher alone, the others all of its processes, Ray's among them. A study that ends before
+the next kill is compared and begun anew. Compared are every question's prediction, the report's verdicts and question
+counts, and the tree of MLflow runs.
 """
 
 import argparse
+import contextlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,31 +39,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert launch(whole).wait() == 0
         whole_s = time.monotonic() - started
         print(f"uninterrupted: {whole_s:.0f} s", flush=True)
-        for kill in range(args.kills):
+        kills = equal = 0
+        while kills < args.kills:
             launcher = launch(killed)
-            after_s = rng.uniform(0, whole_s)
             try:
-                launcher.wait(timeout=after_s)
-                print(f"kill {kill + 1}: the run had ended after less than {after_s:.1f} s", flush=True)
-                continue
+                launcher.wait(timeout=rng.uniform(0, whole_s))
             except subprocess.TimeoutExpired:
-                victims = [psutil.Process(launcher.pid)]
-                if kill % 2:
-                    victims += victims[0].children(recursive=True)
-                for victim in victims:
-                    victim.kill()
-                launcher.wait()
-            what = "the launcher" if len(victims) == 1 else f"all {len(victims)} processes"
-            done = len(list(Path(folder, "killed", "artifacts").glob("*/*/record.json")))
-            print(f"kill {kill + 1}: {what} after {after_s:.1f} s, {done} artifacts", flush=True)
+                kills += 1
+                num_victims = kill(launcher, everything=kills % 2 == 0)
+                done = len(list(Path(folder, "killed", "artifacts").glob("*/*/record.json")))
+                print(f"kill {kills}: {num_victims} processes, {done} artifacts so far", flush=True)
+            else:
+                assert launcher.returncode == 0
+                compare(killed, whole)
+                shutil.rmtree(f"{folder}/killed")
+                equal += 1
+                print(f"ended before the next kill, equal to the uninterrupted run; begun anew ({equal})", flush=True)
         assert launch(killed).wait() == 0
-        assert numbers(killed) == numbers(whole), "predictions differ"
-        for name in COMPARED:
-            (one,), (other,) = (Path(folder, part).glob(f"reports/*/{name}") for part in ("whole", "killed"))
-            assert one.read_bytes() == other.read_bytes(), f"{name} differs"
-        check_tree(killed)
-        print(f"equal after {args.kills} kills: {len(numbers(whole))} cells, {', '.join(COMPARED)}, MLflow runs")
+        compare(killed, whole)
+        print(
+            f"{kills} kills, {equal + 1} studies equal: {len(numbers(whole))} cells, {', '.join(COMPARED)}, MLflow runs"
+        )
     return 0
+
+
+def kill(launcher: "subprocess.Popen[bytes]", *, everything: bool) -> int:
+    """Kill the launcher, or it and all processes below it; how many they were."""
+    process = psutil.Process(launcher.pid)
+    victims = [process, *(process.children(recursive=True) if everything else [])]
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    launcher.wait()
+    return len(victims)
+
+
+def compare(killed: Sequence[str], whole: Sequence[str]) -> None:
+    """Raise unless both stores hold the same predictions, verdicts and question counts, and a whole tree of runs."""
+    assert numbers(killed) == numbers(whole), "predictions differ"
+    for name in COMPARED:
+        (one,), (other,) = (Path(part[-1].removeprefix("store=")).glob(f"reports/*/{name}") for part in (whole, killed))
+        assert one.read_bytes() == other.read_bytes(), f"{name} differs"
+    check_tree(killed)
 
 
 def launch(overrides: Sequence[str]) -> "subprocess.Popen[bytes]":
