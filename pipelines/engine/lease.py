@@ -18,6 +18,8 @@ from types import TracebackType
 
 HEARTBEAT_S = 5.0
 TTL_S = 60.0
+# A lease's owner is written at once; a file without one for longer is that of a process killed in between.
+UNWRITTEN_TTL_S = 5.0
 
 
 class LeaseHeld(Exception):
@@ -128,7 +130,7 @@ class Leases:
         except FileExistsError:
             winner = self.holder(fingerprint) or Holder(fingerprint, generation, None, 0)
             raise LeaseHeld(winner) from None
-        # At once: of a process killed in between, nobody could tell whose the lease is, and it would last for `ttl_s`.
+        # At once: of a process killed in between, nobody could tell whose the lease is.
         os.write(descriptor, content)
         os.close(descriptor)
         return Lease(self, fingerprint, generation, owner)
@@ -219,11 +221,14 @@ class LeaseWatch:
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
 
     def stands_still(self, holder: Holder) -> bool:
-        """Tell whether this holder's heartbeat has not moved for `ttl_s` since this watch first saw it so."""
+        """Tell whether this holder's heartbeat has not moved for `ttl_s` since this watch first saw it so.
+
+        `UNWRITTEN_TTL_S` is enough where no owner was ever written; should that process go on, it finds its lease lost.
+        """
         beat = (holder.generation, holder.beat_ns)
         now = time.monotonic()
         previous, since = self._seen.get(holder.fingerprint, (None, now))
         if previous != beat:
             self._seen[holder.fingerprint] = (beat, now)
             return False
-        return now - since >= self._ttl_s
+        return now - since >= (self._ttl_s if holder.owner else min(self._ttl_s, UNWRITTEN_TTL_S))

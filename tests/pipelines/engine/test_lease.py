@@ -142,6 +142,17 @@ def test_a_holder_that_was_taken_over_cannot_publish_and_does_not_free_the_other
     assert holder.generation == 2
 
 
+@pytest.mark.timeout(40)  # a heartbeat that stands still would take 60 s
+def test_a_lease_of_a_process_killed_before_it_wrote_its_owner_is_taken_over_soon(store: Store, desk: Path) -> None:
+    stage = toy(add, "a", desk)
+    patient = Store(store.root, lease_ttl_s=60.0)
+    patient.prepare()
+    (patient.leases.folder / f"{stage.fingerprint}.1").touch()
+    with pytest.raises(LeaseHeld):
+        patient.leases.acquire(stage.fingerprint, this_owner())
+    assert LocalRunner(patient).run([stage]).ok
+
+
 def test_a_lost_lease_is_not_kept_alive_by_the_one_who_lost_it(leases: Leases) -> None:
     with leases.acquire("f", ELSEWHERE) as late:
         leases.acquire("f", this_owner(), dead=frozenset({"far"}))
