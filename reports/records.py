@@ -86,7 +86,8 @@ def question_table(files: dict[str, Path], trials: pd.DataFrame, cells: pd.DataF
     parts = []
     for trial in trials.itertuples():
         for file in sorted((files[trial.run_id] / "questions").glob("*/*.jsonl")):
-            records = json.loads(f"[{','.join(file.read_text().splitlines())}]")
+            lines = file.read_text(encoding="utf-8").strip().split("\n")  # splitlines would also cut within a text
+            records = json.loads(f"[{','.join(lines)}]")
             asked = pd.DataFrame(records, columns=list(QUESTION_FIELDS))
             asked["context"] = asked.context.astype(str)
             parts.append(asked.assign(benchmark=file.parent.name, scale_rule=file.stem, trial=trial.trial))
