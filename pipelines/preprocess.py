@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -22,8 +23,9 @@ from pipelines.video.decode import DECODERS
 from pipelines.video.frames import Failure, Frames, cache_folder, from_json, read_cache
 from pipelines.video.worker import DecodeProcess
 
-# Blocks per worker: a lost node costs one block per worker, and the progress moves once a block.
-BLOCKS_PER_WORKER = 16
+# Files of one Ray Data block. A lost node costs a block per worker and the progress moves once a block, but Ray works on
+# each about as long as a tenth of a short film's decoding. Blocks are smaller where files are few: every worker has some.
+FILES_PER_BLOCK, LEAST_BLOCKS_PER_WORKER = 8, 4
 
 Job = dict[str, str]
 
@@ -257,7 +259,7 @@ def _decode_all(
         return
     import ray.data  # Ray reads its environment at import, and the runner that starts it sets that first
 
-    num_blocks = min(len(jobs), num_workers * BLOCKS_PER_WORKER)
+    num_blocks = min(len(jobs), max(num_workers * LEAST_BLOCKS_PER_WORKER, math.ceil(len(jobs) / FILES_PER_BLOCK)))
     outcomes = ray.data.from_items(list(jobs), override_num_blocks=num_blocks).map_batches(
         DecodeActor,
         fn_constructor_args=(folder, budget, timeout_s),

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Films:
     number: int
 
 
-CASES = (Films(360, 640, 10, 32), Films(360, 640, 60, 12), Films(720, 1280, 30, 10))
+CASES = (Films(360, 640, 10, 128), Films(360, 640, 60, 20), Films(720, 1280, 30, 16))
 
 
 def rows() -> list[Row]:
@@ -58,9 +59,9 @@ def rows() -> list[Row]:
                 paths = [str(item.path) for item in media.values()]
                 bare, ours = [], []
                 for turn in range(ROUNDS):
-                    bare.append(_busy_files_per_s(_bare_ends(paths, num_workers), num_workers))
+                    bare.append(_busy_files_per_s(_bare_ends(paths, num_workers)))
                     ends = _preprocess_ends(media, folder / f"{case}-{turn}", num_workers)
-                    ours.append(_busy_files_per_s(ends, num_workers))
+                    ours.append(_busy_files_per_s(ends))
                 frames = films.seconds * SOURCE_FPS
                 about = f"{films.height}p, {films.seconds} s"
                 ours_best, bare_best = max(ours) * frames, max(bare) * frames
@@ -122,25 +123,32 @@ def _write_film(path: Path, height: int, width: int) -> Path:
     return write_clip(path, frames, fps=SOURCE_FPS, options={"preset": "veryfast", "crf": "28"})
 
 
-def _busy_files_per_s(ends: list[float], num_workers: int) -> float:
-    """Files per second between the first file of the slowest worker and the last one of the first to run out."""
+def _busy_files_per_s(ends: list[float]) -> float:
+    """Files per second from the end of the first tenth to the end of the ninth, when all workers are busy."""
     ends = sorted(ends)
-    first, last = ends[num_workers - 1], ends[-num_workers]
-    return (len(ends) - 2 * num_workers + 1) / (last - first)
+    first, last = len(ends) // 10 + 1, -(len(ends) // 10) - 2
+    return (len(ends) + last - first) / (ends[last] - ends[first])
 
 
 def _preprocess_ends(media: dict[str, Media], folder: Path, num_workers: int) -> list[float]:
-    """When each file was done."""
+    """When each file was in the cache, which is before the stage is told of it: that is once for a block of files."""
     ends: list[float] = []
-    preprocess_media(
-        media,
-        BUDGET,
-        folder / "artifact",
-        cache_dir=folder / "cache",
-        num_workers=num_workers,
-        on_progress=lambda done, total: ends.append(time.time()),
-    )
-    return ends[1:]  # the first call says that nothing is done
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            done = sum(len(path.read_bytes().splitlines()) for path in (folder / "cache").glob("*/*.jsonl"))
+            ends.extend([time.time()] * (done - len(ends)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        options = {"cache_dir": folder / "cache", "num_workers": num_workers}
+        preprocess_media(media, BUDGET, folder / "artifact", **options)
+    finally:
+        over.set()
+        watcher.join()
+    return ends
 
 
 def _bare_ends(paths: list[str], num_workers: int) -> list[float]:
