@@ -23,8 +23,8 @@ from pipelines.video.decode import DECODERS
 from pipelines.video.frames import Failure, Frames, cache_folder, from_json, read_cache
 from pipelines.video.worker import DecodeProcess
 
-# Files of one Ray Data block. A lost node costs a block per worker and the progress moves once a block, but Ray works on
-# each about as long as a tenth of a short film's decoding. Blocks are smaller where files are few: every worker has some.
+# Files of one Ray Data block. A lost node costs a block per worker and the progress moves once a block, but each block
+# costs about a tenth of a short film's decoding. They are smaller where files are few, so that every worker has some.
 FILES_PER_BLOCK, LEAST_BLOCKS_PER_WORKER = 8, 4
 
 Job = dict[str, str]
