@@ -129,6 +129,15 @@ def test_a_fingerprint_is_the_same_in_every_process_and_release() -> None:
     assert fingerprint(encode(Budget())) == other.stdout.strip() == pinned
 
 
+def test_a_member_of_an_enum_is_its_name_under_its_class() -> None:
+    assert encode(Colour.RED) == {"$type": "Colour", "name": "RED"}
+
+
+def test_a_payload_that_json_has_no_form_for_gets_no_fingerprint() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint({"fps": math.nan})
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=2), inner, max_size=3),
@@ -153,4 +162,13 @@ def test_a_diff_names_each_field_that_changed_came_or_went() -> None:
         Difference("contexts[2]", ABSENT, 64),
         Difference("extra.came", ABSENT, True),
         Difference("extra.gone", 1, ABSENT),
+    ]
+
+
+def test_a_difference_reads_as_field_before_and_after() -> None:
+    old, new = {"fps": 2, "contexts": [8, 16]}, {"fps": 1, "contexts": [8], "sampler": "uniform"}
+    assert [str(difference) for difference in diff(old, new)] == [
+        "fps: 2 -> 1",
+        "contexts[1]: 16 -> (absent)",
+        "sampler: (absent) -> 'uniform'",
     ]
