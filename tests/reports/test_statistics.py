@@ -15,12 +15,15 @@ from statsmodels.stats.proportion import proportion_confint
 from reports.simulate import SCENARIOS, draw_column, run, weights
 from reports.statistics import (
     Column,
+    Components,
     Estimate,
     contrast,
+    guarded,
     holm,
     interaction_components,
     mean_estimates,
     minimum_detectable_difference,
+    tie_floor,
     verdict,
     wilson,
 )
@@ -68,6 +71,39 @@ def test_missing_trials_leave_the_residual_of_the_additive_table() -> None:
     assert found.seed_df == model.df_resid
 
 
+def test_degrees_of_freedom_are_satterthwaite_s_over_the_parts_that_were_estimated() -> None:
+    variance, degrees_of_freedom = Components(0.04, 0.01, seed_df=4, video_df=6).of_mean(2)
+    assert variance == pytest.approx(0.03)
+    assert degrees_of_freedom == pytest.approx(0.03**2 / (0.02**2 / 4 + 0.01**2 / 6))
+    assert Components(0.04, 0.01, seed_df=0, video_df=6).of_mean(2)[1] == pytest.approx(54)
+    assert Components(0.04, 0.01, seed_df=4, video_df=0).of_mean(2)[1] == pytest.approx(9)
+    assert Components(0.0, 0.0, seed_df=4, video_df=6).of_mean(2) == (0.0, inf)
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(0.99, False), (1.01, True)])
+def test_variants_that_vary_beyond_the_5_percent_point_keep_their_own_error(factor: float, taken: bool) -> None:
+    pooled = Components(seed=0.01, video=0.002, seed_df=10, video_df=15)
+    calm = Components(seed=0.001, video=0.0001, seed_df=2, video_df=3)
+    seed = factor * pooled.seed * float(stats.f.isf(0.05, 2, 10))
+    video = factor * pooled.video * float(stats.f.isf(0.05, 3, 15))
+    found = guarded(pooled, replace(calm, seed=seed))
+    assert found == (replace(pooled, seed=seed, seed_df=2) if taken else pooled)
+    found = guarded(pooled, replace(calm, video=video))
+    assert found == (replace(pooled, video=video, video_df=3) if taken else pooled)
+    assert guarded(pooled, replace(calm, seed=1.0, seed_df=0)) == pooled
+
+
+def test_a_variant_without_a_trial_changes_nothing_for_the_others() -> None:
+    made = column(4, 3, 5, 8)
+    made.correct[2] = np.nan
+    others = Column(np.delete(made.correct, 2, axis=0), made.videos)
+    assert contrast(made, [-1, 1, 0, 0]) == contrast(others, [-1, 1, 0])
+    found = mean_estimates(made)
+    assert (found[2].num_seeds, isnan(found[2].value), isnan(found[2].high)) == (0, True, True)
+    for one, other in zip([found[0], found[1], found[3]], mean_estimates(others), strict=True):
+        assert (one.value, one.low, one.high) == (other.value, other.low, other.high)
+
+
 def test_one_seed_gives_the_paired_t_test_over_videos() -> None:
     made = column(2, 1, 6, 10)
     means = video_means(made).pivot(index="video", columns="variant", values="mean")
@@ -109,15 +145,30 @@ def test_one_seed_never_gets_a_verdict() -> None:
     assert verdict(replace(sure, num_seeds=2), 1e-8) == "better"
     assert verdict(replace(sure, num_seeds=2, value=-0.4), 1e-8) == "worse"
     assert verdict(replace(sure, num_seeds=2), 0.2) == "cannot tell"
+    assert verdict(replace(sure, num_seeds=2), 0.05) == "better"
 
 
 def test_agreement_to_the_last_question_leaves_an_interval_open() -> None:
     same = Column(np.ones((3, 3, 40)), np.repeat(np.arange(4), 10).astype(object))
     found = contrast(same, [-1, 1, 0])
     assert (found.value, found.p_value) == (0.0, 1.0)
-    assert found.high == pytest.approx(proportion_confint(0, 40, method="beta")[1], rel=0.02)
+    reach = proportion_confint(0, 40, method="beta")[1]
+    assert (found.low, found.high) == pytest.approx((-reach, reach))
     apart = Column(np.stack([np.zeros((3, 40)), np.ones((3, 40))]), same.videos)
-    assert contrast(apart, [-1, 1]).p_value < 1e-9
+    found = contrast(apart, [-1, 1])
+    assert (found.low, found.high) == pytest.approx((1 - reach, 1))
+    assert found.p_value == pytest.approx(stats.binomtest(40, 40).pvalue)
+    apart.correct[1, :, 2:10] = apart.correct[1, :, 12:20] = apart.correct[1, :, 22:30] = apart.correct[1, :, 32:] = 0
+    found = contrast(apart, [1, -1])
+    assert (found.value, found.low, found.high) == pytest.approx((-0.2, -0.2 - reach, -0.2 + reach))
+    assert found.p_value == pytest.approx(stats.binomtest(8, 8).pvalue)
+    assert (found.standard_error, found.degrees_of_freedom, found.num_seeds) == (0.0, inf, 3)
+
+
+def test_an_interval_stays_within_what_a_difference_can_be() -> None:
+    made = Column(np.array([[[1.0, 1, 0, 0]], [[0.0, 0, 1, 1]]]), np.array(["a", "a", "b", "b"], dtype=object))
+    found = contrast(made, [-1, 1])
+    assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
 
 
 def test_seeds_with_equal_counts_do_not_make_a_difference_certain() -> None:
@@ -126,6 +177,16 @@ def test_seeds_with_equal_counts_do_not_make_a_difference_certain() -> None:
         made.correct[0, seed] = np.roll(np.repeat([1.0, 0.0], [12, 12]), shift)
         made.correct[1, seed] = np.roll(np.repeat([1.0, 0.0], [13, 11]), shift + 3)
     assert contrast(made, [-1, 1]).p_value > 0.01
+
+
+def test_the_least_seed_variance_is_what_question_noise_makes_in_one_case_of_forty() -> None:
+    assert stats.chi2.cdf(4 * tie_floor(0.2, 4) / 0.2, 4) == pytest.approx(0.025)
+    made = column(2, 2, 6, 4, seed=3)
+    made.correct[:, 0] = np.repeat([1.0, 0.0], [12, 12])  # every trial has half of the answers right
+    made.correct[:, 1] = np.tile([1.0, 0.0, 0.0, 1.0], 6)
+    made.correct[1, 1] = np.tile([1.0, 0.0], 12)
+    apart = made.correct[0, 0] - made.correct[0, 1] - made.correct[1, 0] + made.correct[1, 1]
+    assert interaction_components(made).seed == pytest.approx(tie_floor(apart.var(ddof=1) / 4 / 24, 1))
 
 
 def test_a_single_video_is_clustered_by_question() -> None:
@@ -160,6 +221,21 @@ def test_more_of_anything_resolves_smaller_differences() -> None:
     assert minimum_detectable_difference(50, 4, 1) == inf
     with pytest.raises(ValueError, match="0 questions"):
         minimum_detectable_difference(0, 4, 3)
+
+
+def test_the_planned_difference_adds_the_quantiles_of_level_and_power() -> None:
+    def planned(variance: float, degrees_of_freedom: float, level: float = 0.05, power: float = 0.8) -> float:
+        t = stats.t(degrees_of_freedom)
+        return (t.isf(level / 2) + t.ppf(power)) * variance**0.5
+
+    seed = 0.03**2 + 0.3 / 100  # between seeds, and questions on which the two trials differ
+    assert minimum_detectable_difference(100, 1, 4) == pytest.approx(planned(seed / 4, 3))
+    variance, degrees_of_freedom = Components(seed, 0.05**2 / 5, 3 * 3, 3 * 4).of_mean(4)
+    found = minimum_detectable_difference(100, 5, 4, num_variants=4, num_comparisons=6, power=0.9)
+    assert found == pytest.approx(planned(variance, degrees_of_freedom, 0.05 / 6, 0.9))
+    assert minimum_detectable_difference(2, 2, 2) < inf
+    with pytest.raises(ValueError, match="1 variants: at least 1, 1, 1 and 2"):
+        minimum_detectable_difference(100, 5, 4, num_variants=1)
 
 
 def test_the_planned_difference_is_found_as_often_as_planned() -> None:
@@ -214,3 +290,29 @@ def test_the_mean_of_one_question_that_seeds_answer_differently_has_a_wide_inter
     (mean,) = mean_estimates(Column(np.array([[[1.0], [0.0]]]), np.array(["film"], dtype=object)))
     assert mean.value == 0.5
     assert mean.high - mean.low > 0.8
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_error_of_a_mean_is_that_of_seeds_and_videos_and_variants_share_their_videos(copies: int) -> None:
+    one = column(1, 3, 5, 8, seed=1)
+    table = anova_lm(smf.ols("mean ~ C(seed) + C(video)", video_means(one)).fit())
+    squares = table.sum_sq / table.df
+    seed, video = squares["C(seed)"] / 5, (squares["C(video)"] - squares["Residual"]) / (3 * 5)
+    assert video > 0
+    variance, degrees_of_freedom = Components(seed, video, copies * 2, 4).of_mean(3)
+    found = mean_estimates(Column(np.repeat(one.correct, copies, axis=0), one.videos))[-1]
+    assert found.value == pytest.approx(one.correct.mean())
+    assert found.standard_error**2 == pytest.approx(variance)
+    assert found.degrees_of_freedom == pytest.approx(degrees_of_freedom)
+    size = found.value * (1 - found.value) / variance
+    quantile = float(stats.t.isf(0.025, degrees_of_freedom))
+    assert (found.low, found.high) == pytest.approx(wilson(found.value, size, quantile))
+
+
+def test_a_mean_is_never_more_certain_than_its_answers_are_many() -> None:
+    correct = np.tile([1.0, 0.0], 20)  # every video and seed the same: their spread is zero, or nearly
+    correct = np.stack([[correct, correct], [np.roll(correct, 1), correct]])
+    correct[0, 0, 0] = 0.0
+    found = mean_estimates(Column(correct, np.repeat(np.arange(4), 10).astype(object)))[0]
+    p = found.value
+    assert found.standard_error**2 == pytest.approx(p * (1 - p) / 80)
