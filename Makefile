@@ -3,7 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test soak check format bench gpu-check clean
+LOWEST := .venv-lowest
+
+.PHONY: help setup run test lowest soak check format bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +30,13 @@ check: setup  ## lint, format, types, import order
 test: check  ## the checks and the whole default test suite, on two processes
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
+lowest:  ## the smoke study and the quick tests with the oldest versions that pyproject.toml allows
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
+	rm -rf $(LOWEST)/store
+	$(LOWEST)/bin/hope run study=smoke store=$(LOWEST)/store
+	$(LOWEST)/bin/pytest -q -n 2 --dist loadfile -m 'not slow and not soak' tests/hope_core tests/pipelines tests/reports
+
 soak: setup  ## the tests that take minutes, and a study killed at random moments
 	$(BIN)/pytest -q -m soak
 	$(BIN)/python -m tests.experiments.kills --kills 10 study=smoke
@@ -43,4 +52,4 @@ format: setup  ## rewrite the sources as ruff wants them
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and the outputs
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(LOWEST) outputs

@@ -164,7 +164,7 @@ def test_the_readme_is_one_page_and_its_studies_are_those_of_conf() -> None:
 
 
 def test_commits_and_checks_use_the_same_ruff() -> None:
-    used = re.search(r"ruff-pre-commit\n +rev: v(\S+)", text_of(".pre-commit-config.yaml"))
+    used = re.search(r"\[ruff==(\S+)\]", text_of(".pre-commit-config.yaml"))
     assert used
     assert f"\nruff=={used[1]}\n" in text_of("constraints.txt")
 
