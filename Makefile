@@ -28,7 +28,7 @@ check: setup  ## lint, format, types, import order
 	$(BIN)/pytest -q tests/test_imports.py
 
 test: check  ## the checks and the whole default test suite, on two processes
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lowest:  ## the smoke study and the quick tests with the oldest versions that pyproject.toml allows
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
