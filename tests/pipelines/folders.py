@@ -167,7 +167,7 @@ def evaluation_inputs(
     budget = FrameBudget(
         fps=benchmark.budget.fps, max_frames=benchmark.budget.max_frames, frame_size=(32, 32), patch_size=8
     )
-    placement = PreprocessPlacement(cache_dir=str(out / "cache"), num_workers=0, timeout_s=60)
+    placement = PreprocessPlacement(cache_dir=str(out / "cache"), num_workers=0, timeout_s=600)
     root = Path(benchmark.root)
     content = media_digest(root, benchmark.folders)
     stage = folder_frames_stage(benchmark.name, root, benchmark.folders, content, budget, placement)

@@ -53,7 +53,7 @@ def test_a_folder_of_videos_pictures_and_turns_is_checked_decoded_and_trained_on
     folder: FolderDataset, tmp_path: Path
 ) -> None:
     model = write_checkpoint(tmp_path / "model", world.MODEL)
-    placement = PreprocessPlacement(cache_dir=str(tmp_path / "cache"), num_workers=0, timeout_s=60)
+    placement = PreprocessPlacement(cache_dir=str(tmp_path / "cache"), num_workers=0, timeout_s=600)
     broken = Path(folder.root or "") / "0_30_s" / "videos" / "torn.mp4"
     broken.write_bytes(b"no video")
     records = broken.parents[1] / "0_30_s_processed.json"
@@ -94,7 +94,7 @@ def test_a_folder_is_known_by_its_content_and_not_by_its_place(folder: FolderDat
 def test_a_folder_that_changed_after_planning_or_holds_too_much_rubbish_is_refused_in_one_line(
     folder: FolderDataset, tmp_path: Path
 ) -> None:
-    placement = PreprocessPlacement(cache_dir=str(tmp_path / "cache"), num_workers=0, timeout_s=60)
+    placement = PreprocessPlacement(cache_dir=str(tmp_path / "cache"), num_workers=0, timeout_s=600)
     planned, _ = folder_stages(folder, world.BUDGET, placement)
     for video in (Path(folder.root or "") / "0_30_s" / "videos").iterdir():
         video.unlink()

@@ -62,7 +62,7 @@ def inputs(
 
 def data_stages(benchmark: ChoiceBenchmark, folder: Path) -> tuple[Stage, dict[int, Stage]]:
     questions = questions_stage(benchmark, survey(benchmark).digest)
-    placement = PreprocessPlacement(cache_dir=str(folder / "cache"), num_workers=0, timeout_s=60)
+    placement = PreprocessPlacement(cache_dir=str(folder / "cache"), num_workers=0, timeout_s=600)
     frames = {}
     for context in CONTEXTS:
         budget = benchmark.budget.at(context, patch_size=8, merge_size=2, temporal_patch_size=2)

@@ -74,7 +74,7 @@ def benchmark(period_frames: int = 16, videos_per_depth: int = 2) -> NeedleBench
 
 def data_stages(root: Path) -> tuple[Stage, Stage]:
     dataset = dataset_stage(DATASET)
-    placement = PreprocessPlacement(cache_dir=str(root / "cache"), num_workers=0, timeout_s=60)
+    placement = PreprocessPlacement(cache_dir=str(root / "cache"), num_workers=0, timeout_s=600)
     return dataset, frames_stage(dataset, BUDGET, placement)
 
 

@@ -265,7 +265,6 @@ def test_a_browser_shows_the_page_without_a_complaint_or_a_request(files: Report
             ["chromium", *options, "--dump-dom", f"--screenshot={shots[scheme]}", files.html.as_uri()],
             capture_output=True,
             text=True,
-            timeout=120,
             check=True,
         )
         assert "CONSOLE" not in done.stderr

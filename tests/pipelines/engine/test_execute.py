@@ -37,7 +37,7 @@ def test_contenders_that_never_pause_run_each_stage_once_between_them(store: Sto
     for contender in contenders:
         contender.start()
     for contender in contenders:
-        contender.join(timeout=60)
+        contender.join()
     assert [contender.exitcode for contender in contenders] == [0, 0, 0]
     assert Counter(run["key"] for run in runs(desk)) == Counter(keys)
     assert store.leases.holders() == {}

@@ -80,7 +80,7 @@ def test_of_many_contenders_exactly_one_gets_each_lease(
     processes = [SPAWN.Process(target=race, args=(leases.folder, fingerprints, start, won)) for _ in range(contenders)]
     for process in processes:
         process.start()
-    wins = Counter(won.get(timeout=60) for _ in range(count))
+    wins = Counter(won.get() for _ in range(count))
     for process in processes:
         process.join()
     assert won.empty()
@@ -142,10 +142,9 @@ def test_a_holder_that_was_taken_over_cannot_publish_and_does_not_free_the_other
     assert holder.generation == 2
 
 
-@pytest.mark.timeout(40)  # a heartbeat that stands still would take 60 s
 def test_a_lease_of_a_process_killed_before_it_wrote_its_owner_is_taken_over_soon(store: Store, desk: Path) -> None:
     stage = toy(add, "a", desk)
-    patient = Store(store.root, lease_ttl_s=60.0)
+    patient = Store(store.root, lease_ttl_s=3600.0)  # a heartbeat that stands still would take as long
     patient.prepare()
     (patient.leases.folder / f"{stage.fingerprint}.1").touch()
     with pytest.raises(LeaseHeld):

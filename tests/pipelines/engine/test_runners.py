@@ -221,7 +221,7 @@ def test_a_stage_of_another_launcher_is_waited_for_and_taken_when_it_comes(
             (desk / "gate").touch()
 
     summary = make_runner().run([stage], open_the_gate_when_waiting)
-    assert other.wait(timeout=60) == 0
+    assert other.wait() == 0
     assert told.of("a") == ["planned", "started", "waiting", "cached"]
     assert f"process {other.pid} on " in told.events[2].message
     assert summary.artifacts[stage.fingerprint].result == {"found": []}
@@ -266,7 +266,7 @@ def test_a_launcher_whose_lease_was_taken_over_records_nothing_and_waits(
     assert store.failure(work) is None
     store.leases.discard(work.fingerprint, taken.owner.token)
     assert [next(late.stdout).split()[0] for _ in range(2)] in (["started", "finished"], ["started", "failed"])
-    assert late.wait(timeout=60) == 0
+    assert late.wait() == 0
 
 
 def test_a_stage_that_is_not_resumable_starts_from_an_empty_folder(
@@ -316,7 +316,7 @@ def test_launchers_on_one_store_run_each_stage_once_between_them(
         assert other.stdout.readline() == "ready\n"
     (desk / "go").touch()
     summary = make_runner().run([toy(add, key, desk) for key in keys])
-    assert [other.wait(timeout=60) for other in others] == [0] * (launchers - 1)
+    assert [other.wait() for other in others] == [0] * (launchers - 1)
     assert summary.ok
     assert Counter(run["key"] for run in runs(desk)) == Counter(keys)
     assert len({run["pid"] for run in runs(desk)}) > 1, "one launcher did all: this run shows nothing"
