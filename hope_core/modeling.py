@@ -29,6 +29,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.generation import GenerationMixin
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLAttention
@@ -180,6 +181,10 @@ _FAMILIES = (
 for _family in _FAMILIES:
     AutoConfig.register(_family.config.model_type, _family.config)
     AutoModelForImageTextToText.register(_family.config, _family.lm)
+    # transformers renames the released weights by the name of the class, and a model that came from disk is saved with
+    # their names again: without the stock class's renamings its language model would be loaded as random weights.
+    if _renamings := get_checkpoint_conversion_mapping(_family.stock.__name__):
+        register_checkpoint_conversion_mapping(_family.lm.__name__, _renamings)
 
 
 def install(model: PreTrainedModel, variant: Variant) -> None:

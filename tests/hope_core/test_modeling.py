@@ -343,6 +343,16 @@ def test_a_checkpoint_keeps_a_dynamic_variant_and_auto_classes_find_it(family: s
         assert torch.equal(logits(loaded.eval(), tiny_inputs(family)), logits(model, tiny_inputs(family)))
 
 
+@every_family
+def test_a_model_that_came_from_disk_comes_back_from_there_with_its_own_weights(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path / "stock")  # under the names of the released checkpoints
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "stock").eval()
+    install(model, get_variant("m_rope"))
+    model.save_pretrained(tmp_path / "ours")
+    loaded = load(tmp_path / "ours").eval()
+    assert torch.equal(logits(loaded, tiny_inputs(family)), logits(model, tiny_inputs(family)))
+
+
 def test_load_passes_options_on(tmp_path: Path) -> None:
     with_variant("qwen2_vl", HOPE).save_pretrained(tmp_path)
     model = load(tmp_path, dtype=torch.bfloat16)
