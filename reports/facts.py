@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from reports.results import StudyResults, when
-from reports.tables import baseline_label, label_of, long_label, percent, title_of
+from reports.tables import label_of, percent, title_of
 
 
 def facts(results: StudyResults, grid: pd.DataFrame) -> list[tuple[str, str]]:
@@ -16,7 +16,7 @@ def facts(results: StudyResults, grid: pd.DataFrame) -> list[tuple[str, str]]:
     seeds = ", ".join(str(seed) for seed in sorted(set(results.cells.seed)))
     half = 100 * ((resolved.difference_high - resolved.difference_low) / 2).median() if len(resolved) else float("nan")
     return [
-        ("baseline", baseline_label(results)),
+        ("baseline", results.baseline),
         ("variants", str(len({entry["variant"] for entry in results.record["variants"]}))),
         *([("settings", str(len(results.settings)))] if len(results.settings) > 1 else []),
         ("seeds", seeds),
@@ -49,7 +49,7 @@ def published_rows(results: StudyResults, grid: pd.DataFrame, published: Path) -
         for spelling in context_spellings(str(theirs.context)):
             known.setdefault((str(theirs.benchmark), spelling, str(theirs.variant)), []).append(theirs)
     for row in ours.itertuples():
-        for theirs in known.get((row.benchmark, row.context, results.variant(row.variant)["variant"]), []):
+        for theirs in known.get((row.benchmark, row.context, label_of(results, row.variant)), []):
             rows.append(
                 {
                     "benchmark": title_of(results, row.benchmark, row.setting),
@@ -146,7 +146,7 @@ def costs(results: StudyResults) -> list[dict[str, str]]:
         trials, cells = (table[table.variant == variant] for table in (results.trials, results.cells))
         rows.append(
             {
-                "variant": long_label(results, variant),
+                "variant": variant,
                 "trials": str(len(trials)),
                 "trials_cached": str(int(trials.cached.fillna(0).sum())),
                 "training": duration(trials.duration_s.sum()),

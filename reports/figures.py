@@ -24,7 +24,7 @@ INK, GRID = "#010203", "#040506"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#7F7F7F")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-AXIS_COLOURS = {0: "#E69F00", 1: "#0072B2", 2: "#009E73", -1: "none"}
+AXIS_COLOURS = {0: "#E69F00", 1: "#0072B2", 2: "#009E73", 3: "#CC79A7", -1: "none"}
 # Least distance between two labels at the right of a panel, in per cent of accuracy.
 LABEL_GAP = 8
 MOST_TICKS = 8
@@ -279,7 +279,7 @@ def preference_curves(name: str, alt: str, rows: Sequence[tuple[Look, Sequence[f
 
 
 def slot_map(name: str, alt: str, rows: Sequence[tuple[str, Sequence[int]]]) -> str:
-    """rows: (label, axis of each slot: 0 t, 1 h, 2 w, -1 not rotated), highest frequency first."""
+    """rows: (label, axis of each slot: 0 t, 1 h, 2 w, 3 a fourth, -1 not rotated), highest frequency first."""
 
     def paint(axes: Axes) -> None:
         for place, (_, slots) in enumerate(rows):

@@ -18,6 +18,10 @@ CELL_METRICS = ("accuracy", "questions", "errors", "unparsed", "duration_s", "gp
 TRIAL_TAGS = ("variant", "setting", "layout", "allocation", "scaling", "model", "recipe", "trial", "error")
 TRIAL_METRICS = ("duration_s", "gpu_hours", "cached", *CURVES)
 QUESTION_FIELDS = ("id", "video", "kind", "context", "depth", "correct", "error", "scale")
+SEARCH_FIELDS = (
+    *("scale", "accuracy", "low", "high", "questions", "correct", "state", "per_kind"),
+    *("chosen", "objective", "trial"),
+)
 
 
 def context_size(label: str) -> float:
@@ -110,22 +114,7 @@ def search_table(files: dict[str, Path], trials: pd.DataFrame) -> pd.DataFrame:
             for point in found["points"]:
                 chosen = point["scale"] == found["chosen"]
                 rows.append({**point, "chosen": chosen, "objective": found["objective"], "trial": trial.trial})
-    columns = [
-        *(
-            "scale",
-            "accuracy",
-            "low",
-            "high",
-            "questions",
-            "correct",
-            "state",
-            "per_kind",
-            "chosen",
-            "objective",
-            "trial",
-        )
-    ]
-    points = pd.DataFrame(rows, columns=columns)
+    points = pd.DataFrame(rows, columns=list(SEARCH_FIELDS))
     return points.merge(trials[["trial", "variant", "setting", "seed", "run_id"]], on="trial")
 
 
@@ -140,18 +129,10 @@ def curve_table(client: MlflowClient, trials: pd.DataFrame) -> pd.DataFrame:
     return curves.sort_values(["metric", "trial", "step"]).reset_index(drop=True)
 
 
-def name_variants(record: dict[str, Any], baseline: str, tables: list[pd.DataFrame]) -> None:
-    """Give each of the record's variants a name of its own, a setting and a baseline; put the names into the tables.
-
-    With axes the record has a variant once for each setting, and its label ("variant · setting") is its name.
-    """
-    names = {}
+def name_variants(record: dict[str, Any], tables: list[pd.DataFrame]) -> None:
+    """Call each of the record's variants by its label, which with axes is "variant · setting", and so in the tables."""
     for entry in record["variants"]:
-        entry["variant"], entry["setting"] = entry.get("variant", entry["name"]), entry.get("setting", "")
-        entry["name"] = entry["label"] if entry["setting"] else entry["variant"]
-        entry["baseline"] = entry.get("baseline") or baseline
-        names[entry["variant"], entry["setting"]] = entry["name"]
+        entry["name"] = entry["label"]
     for table in tables:
-        table["setting"] = table.setting.fillna("")
         pairs = zip(table.variant, table.setting, strict=True)
-        table["variant"] = [names.get(pair, " · ".join(filter(None, pair))) for pair in pairs]
+        table["variant"] = [" · ".join(filter(None, pair)) for pair in pairs]

@@ -93,9 +93,8 @@ def write_figures(page: dict[str, Any], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
-    single = [figure for figure in (page["slots"], page["preference"]) if figure]
-    shown = [*page["headline"], *page["differences"], *page["searches"], *page["training"], *single]
-    for place, figure in enumerate(shown):
+    figures = [*page["headline"], *page["differences"], *page["searches"], *page["training"]]
+    for place, figure in enumerate([*figures, page["slots"], page["preference"]]):
         style = "color:#1b1f24;--grid:#e3e5df;background:#fdfdfb;font-family:sans-serif"
         svg = str(figure.svg).replace("<svg ", f'<svg style="{style}" ', 1)
         (folder / f"{place:02d}-{anchor(figure.caption.lower())}.svg").write_text(svg)

@@ -103,7 +103,7 @@ class StudyResults:
 
     def multiple(self, benchmark: str, context: str) -> float:
         """Context as a multiple of the training length; NaN where the benchmark's unit has none."""
-        return context_size(context) / (self.record["benchmarks"][benchmark].get("train_length") or nan)
+        return context_size(context) / (self.record["benchmarks"][benchmark]["train_length"] or nan)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
         files = download(client, study_run, trials, Path(folder))
         study_files = files[study_run.info.run_id]
         record = json.loads((study_files / "study.json").read_text())
-        name_variants(record, study_run.data.tags["baseline"], [trials, cells])
+        name_variants(record, [trials, cells])
         refuse_mixtures(cells)
         questions = question_table(files, trials, cells)
         searches = search_table(files, trials)

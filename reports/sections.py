@@ -14,7 +14,7 @@ from reports.ablation import AXES, axis_effects
 from reports.figures import Look
 from reports.results import StudyResults
 from reports.statistics import contrast, mean_estimates
-from reports.tables import RULE_TITLES, baseline_label, label_of, long_label, mark_of, percent, points, title_of
+from reports.tables import RULE_TITLES, label_of, mark_of, percent, points, title_of
 from reports.verdicts import BEYOND, ask, headline_rule, joined_contexts, questions_under
 
 
@@ -37,9 +37,8 @@ def page_looks(results: StudyResults) -> dict[str, Look]:
 def legend(results: StudyResults, place: str) -> list[tuple[Markup, str]]:
     """Line and label of every variant; place keeps the ids of one legend apart from those of another on the page."""
     looks = page_looks(results)
-    first = {label_of(results, name): name for name in reversed(results.variants)}
-    labels = dict.fromkeys(label_of(results, name) for name in results.variants)
-    return [(Markup(figures.swatch(f"{place}-{label}", looks[first[label]])), label) for label in labels]
+    by_label = {label_of(results, name): looks[name] for name in results.variants}
+    return [(Markup(figures.swatch(f"{place}-{label}", look)), label) for label, look in by_label.items()]
 
 
 def accuracy_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: str) -> list[Figure]:
@@ -76,7 +75,7 @@ def variant_figures(
             for row in mine.itertuples()
         )
         label = label_of(results, variant)
-        alt = f"{label} beside {baseline_label(results)}. Accuracy of {label} by context, per cent: {said}."
+        alt = f"{label} beside {results.baseline}. Accuracy of {label} by context, per cent: {said}."
         name = f"accuracy-{benchmark}-{scale_rule}-{variant}"
         svg = accuracy_panel(results, benchmark, name, alt, rows[rows.variant.isin(pair)], pair, size=(3.4, 2.5))
         found.append(Figure(Markup(svg), label))
@@ -108,8 +107,8 @@ def accuracy_panel(
         rows,
         page_looks(results),
         unit=record["context_unit"],
-        chance=record.get("chance"),
-        train_length=record.get("train_length"),
+        chance=record["chance"],
+        train_length=record["train_length"],
         banded=banded,
         size=size,
     )
@@ -134,10 +133,10 @@ def difference_figures(results: StudyResults, grid: pd.DataFrame, scale_rule: st
         ]
         said = "; ".join(f"{row[0]} {points(row[1])} ({points(row[2])} to {points(row[3])})" for row in rows)
         title = title_of(results, benchmark, setting)
-        alt = f"Difference to {baseline_label(results)} on {title} in points: {said}."
+        alt = f"Difference to {results.baseline} on {title} in points: {said}."
         name = "-".join(filter(None, ("difference", benchmark, setting, scale_rule)))
         svg = figures.forest(name, alt, rows)
-        found.append(Figure(Markup(svg), f"{title}: difference to {baseline_label(results)}"))
+        found.append(Figure(Markup(svg), f"{title}: difference to {results.baseline}"))
     return found
 
 
@@ -165,7 +164,7 @@ def heat_maps(results: StudyResults, benchmark: str, scale_rule: str) -> list[He
     contexts, depths = results.contexts(benchmark), sorted(set(asked.depth))
     return [
         HeatMap(
-            long_label(results, variant),
+            variant,
             contexts,
             results.record["benchmarks"][benchmark]["context_unit"],
             [
@@ -192,10 +191,10 @@ def search_figures(results: StudyResults) -> list[Figure]:
         chosen = ", ".join(
             f"seed {row.seed}: {row.scale:g}" for row in mine[mine.chosen].sort_values("seed").itertuples()
         )
-        alt = f"Validation accuracy of {long_label(results, variant)} against its temporal scale. Chosen: {chosen}."
-        published = results.variant(variant).get("published_scale")
+        alt = f"Validation accuracy of {variant} against its temporal scale. Chosen: {chosen}."
+        published = results.variant(variant)["published_scale"]
         svg = figures.scale_response(f"scale-{variant}", alt, mine, looks[variant], published)
-        found.append(Figure(Markup(svg), long_label(results, variant), f"chosen: {chosen}"))
+        found.append(Figure(Markup(svg), variant, f"chosen: {chosen}"))
     return found
 
 
@@ -266,9 +265,7 @@ def effect_tables(results: StudyResults) -> Iterator[dict[str, Any]]:
         rows: dict[tuple[str, ...], dict[str, Any]] = {}
         for scale_rule in results.scale_rules:
             for effect in axis_effects(results, benchmark, scale_rule):
-                pairs = "; ".join(
-                    f"{long_label(results, one)} → {long_label(results, other)}" for one, other in effect.pairs
-                )
+                pairs = "; ".join(f"{one} → {other}" for one, other in effect.pairs)
                 row = {
                     "axis": AXES.get(effect.axis, effect.axis),
                     "change": f"{effect.before} → {effect.after}",

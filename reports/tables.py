@@ -85,19 +85,8 @@ def scale_text(values: pd.Series) -> str:
 
 
 def label_of(results: StudyResults, variant: str) -> str:
-    """A variant's label beside others of its setting."""
-    entry = results.variant(variant)
-    return str(entry["variant"] if entry["setting"] else entry.get("label") or variant)
-
-
-def long_label(results: StudyResults, variant: str) -> str:
-    """A variant's label with its setting, where the study has axes."""
-    return str(results.variant(variant).get("label") or variant)
-
-
-def baseline_label(results: StudyResults) -> str:
-    """The baseline as one name, also where every setting has its own."""
-    return next((label_of(results, name) for name in results.variants if results.is_baseline(name)), results.baseline)
+    """What a variant is called beside others of its setting: its name without the setting."""
+    return str(results.variant(variant)["variant"])
 
 
 def accuracy_tables(results: StudyResults, grid: pd.DataFrame, scale_rules: list[str]) -> list[AccuracyTable]:
@@ -178,7 +167,7 @@ def caption(results: StudyResults, rows: pd.DataFrame, title: str) -> str:
     videos = sorted(set(single.videos))
     return (
         f"{title}: accuracy in per cent with its 95 % interval over questions, videos and seeds, and below it the "
-        f"difference to {baseline_label(results)} in points. {spread(questions)} questions on "
+        f"difference to {results.baseline} in points. {spread(questions)} questions on "
         f"{spread(videos)} videos a cell and seed; {spread(seeds)} {'seed' if seeds == [1] else 'seeds'}."
     )
 

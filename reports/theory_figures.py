@@ -5,46 +5,49 @@ from markupsafe import Markup
 from reports import figures
 from reports.results import StudyResults
 from reports.sections import Figure, page_looks
-from reports.tables import label_of
+
+# What each axis of a slot is called, and how it is drawn (reports.figures.AXIS_COLOURS).
+AXES = {
+    0: ("t", "orange: time"),
+    1: ("h", "blue: rows"),
+    2: ("w", "green: columns"),
+    3: ("fourth", "pink: a fourth index"),
+    -1: ("unrotated", "outlined: not rotated"),
+}
 
 
-def slot_figure(results: StudyResults) -> Figure | None:
+def slot_figure(results: StudyResults) -> Figure:
     rows: list[tuple[str, list[int]]] = []
     for variant in results.record["variants"]:
-        slots = variant.get("slot_axes") or []
-        label = label_of(results, variant["name"])
+        slots = variant["slot_axes"]
+        label = variant["variant"]
         if any(label == known.split(", head")[0] for known, _ in rows):
             continue  # the same at another setting
-        if slots and isinstance(slots[0], list):
+        if isinstance(slots[0], list):
             rows += [(f"{label}, head {head}", axes) for head, axes in enumerate(slots)]
-        elif slots:
+        else:
             rows.append((label, slots))
-    if not rows:
-        return None
-    names = {0: "t", 1: "h", 2: "w", -1: "unrotated"}
     said = "; ".join(
-        f"{label}: " + ", ".join(f"{slots.count(axis)} {name}" for axis, name in names.items() if axis in slots)
+        f"{label}: " + ", ".join(f"{slots.count(axis)} {name}" for axis, (name, _) in AXES.items() if axis in slots)
         for label, slots in rows
     )
+    drawn = {axis for _, slots in rows for axis in slots}
     svg = figures.slot_map("slots", f"Which axis each rotary slot follows. {said}.", rows)
     return Figure(
         Markup(svg),
         "Which axis each rotary slot follows",
-        "orange: time, blue: rows, green: columns, outlined: not rotated",
+        ", ".join(look for axis, (_, look) in AXES.items() if axis in drawn),
     )
 
 
-def preference_figure(results: StudyResults) -> Figure | None:
+def preference_figure(results: StudyResults) -> Figure:
     """How far a similar key outscores an unrelated one against their distance, as the study's record holds it.
 
     The record's `preference` of a variant: frames and S / (2 sigma^2) (hope_core.theory.over_frames), equally long.
     """
     lines: dict[str, tuple[str, dict[str, list[float]]]] = {}
     for variant in results.record["variants"]:
-        if variant.get("preference"):
-            lines.setdefault(label_of(results, variant["name"]), (variant["name"], variant["preference"]))
-    if not lines:
-        return None
+        lines.setdefault(variant["variant"], (variant["name"], variant["preference"]))
     looks = page_looks(results)
     said = "; ".join(
         f"{label} at least {min(curve['values']):.1f}, at {curve['frames'][-1]} frames {curve['values'][-1]:.1f}"

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from reports.results import StudyResults
-from reports.tables import RULE_PHRASES, baseline_label, label_of, points
+from reports.tables import RULE_PHRASES, label_of, points
 from reports.verdicts import BEYOND, headline_rule, joined_contexts
 
 
@@ -16,7 +16,7 @@ def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
     """What the study says, in a sentence per benchmark (one for all, when they agree)."""
     rule = headline_rule(results)
     rows = grid[(grid.scale_rule == rule) & (grid.context == BEYOND) & ~grid.variant.map(results.is_baseline)]
-    baseline = baseline_label(results)
+    baseline = results.baseline
     if rows.empty or rows.verdict.eq("").all():
         return f"No finished cell can be compared with {baseline} yet."
     where: dict[str, list[str]] = {}

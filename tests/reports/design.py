@@ -26,13 +26,15 @@ class Variant:
 
     def record(self, baseline: str, setting: str) -> dict[str, Any]:
         """Its entry in study.json; with axes, one for each setting."""
-        at = f" · {setting}"
-        own = {"label": f"{self.name}{at}", "variant": self.name, "setting": setting, "baseline": f"{baseline}{at}"}
+        at = f" · {setting}" if setting else ""
         frames = [1, 10, 100, 1000]
         axes = {"contiguous": [0] * 8 + [1] * 12 + [2] * 12, "temporal_zero": [1, 2] * 12 + [-1] * 8}
         return {
             "name": self.name,
-            "label": self.name.replace("_", "-"),
+            "label": f"{self.name}{at}",
+            "variant": self.name,
+            "setting": setting,
+            "baseline": f"{baseline}{at}",
             "positions": self.positions,
             "frequencies": self.frequencies,
             "scaling": self.scaling,
@@ -40,7 +42,6 @@ class Variant:
             "scalable": self.scalable,
             "slot_axes": axes.get(self.frequencies, [1, 2] * 12 + [0] * 8),
             "preference": {"frames": frames, "values": [32 - 10 * self.effect - i for i in range(len(frames))]},
-            **(own if setting else {}),
         }
 
 

@@ -148,7 +148,7 @@ def trial_runs(
     shared = {
         "study": design.name,
         "variant": variant.name,
-        **({"setting": setting} if setting else {}),
+        "setting": setting,
         "layout": variant.positions,
         "allocation": variant.frequencies,
         "scaling": variant.scaling,

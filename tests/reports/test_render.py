@@ -20,6 +20,7 @@ from reports.figures import Look, inline, scale_response
 from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
 from reports.tables import summary_table
+from reports.theory_figures import slot_figure
 from reports.verdicts import judge
 from tests.reports.conftest import EVIL, STUDY
 from tests.reports.design import PAIR, Design
@@ -193,6 +194,15 @@ def test_figures_are_files_that_stand_alone(files: ReportFiles) -> None:
         svg = ElementTree.parse(path).getroot()
         assert "color:#1b1f24" in svg.attrib["style"]
         assert "mathdefault" not in path.read_text()
+
+
+def test_a_variant_of_four_indices_has_its_slots_drawn(results: StudyResults) -> None:
+    record = copy.deepcopy(results.record)
+    record["variants"][0]["slot_axes"] = [0, 1, 2, 3] * 8
+    figure = slot_figure(replace(results, record=record))
+    assert "vanilla: 8 t, 8 h, 8 w, 8 fourth" in figure.svg
+    assert "pink: a fourth index" in figure.detail
+    assert "pink" not in slot_figure(results).detail
 
 
 def test_csv_heads_carry_their_units(files: ReportFiles) -> None:

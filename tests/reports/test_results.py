@@ -1,12 +1,13 @@
 """What is read from MLflow, and what is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from reports.records import context_size
+from reports.records import QUESTION_FIELDS, context_size, question_table
 from reports.results import StudyResults, earlier_study, load_study, without_password
 from tests.reports.conftest import STUDY
 from tests.reports.design import PAIR, STARTED_MS, Design
@@ -48,6 +49,16 @@ def test_every_row_names_its_run(store: str, results: StudyResults) -> None:
     cell = results.cells.iloc[0]
     assert client.get_run(cell.run_id).data.metrics["accuracy"] == cell.accuracy
     assert client.get_run(results.run_id).data.tags["question"] == results.question
+
+
+def test_line_breaks_of_unicode_within_a_text_do_not_cut_a_question(results: StudyResults, tmp_path: Path) -> None:
+    trials = results.trials[results.trials.trial == "hope-s0"]
+    asked = [dict.fromkeys(QUESTION_FIELDS) | {"id": f"a\u2028b\x85{place}", "context": "64"} for place in range(2)]
+    file = tmp_path / "questions" / "v_niah" / "published.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in asked), encoding="utf-8")
+    found = question_table({trials.run_id.item(): tmp_path}, trials, results.cells)
+    assert list(found.id) == [line["id"] for line in asked]
 
 
 def test_unusable_data_is_read_where_the_run_records_it(results: StudyResults) -> None:
