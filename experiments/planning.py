@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
+from experiments.asking import contexts_of
 from experiments.axes import expand_parts
 from experiments.config import Config
-from experiments.grid import Trial, contexts_of
+from experiments.grid import Trial
 from experiments.progress import counts, duration
-from experiments.study import Study, say
+from experiments.study import NOTHING_TO_DO, Study, say
 from experiments.training import FLOPS_BASIS, cell_side, gpu_hours
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
@@ -176,7 +177,7 @@ def print_plan(study: Study, console: Console, *, cells: bool = False) -> None:
 
 def _print_total(study: Study, found: StudyPlan, console: Console) -> None:
     if all(not cost.to_run for cost in found.costs):
-        say(console, "nothing to do: every cell is done")
+        say(console, NOTHING_TO_DO)
         return
     slots = study.config.cluster.num_cpus or os.cpu_count() or 1
     known = sum(cost.seconds for cost in found.costs if cost.seconds is not None)

@@ -19,7 +19,7 @@ from experiments.grid import Grid, build_grid, with_cells
 from experiments.progress import Progress, counts, doing, duration
 from experiments.settled import database_state, is_reported, note_reported, settle, settled_runs
 from experiments.training import missing as training_missing
-from pipelines.engine import Event, EventKind, Stage, State, Store, Summary, explain, plan, walk
+from pipelines.engine import Event, EventKind, Failure, Stage, State, Store, Summary, explain, plan, walk
 from pipelines.engine.ray_runner import RayRunner
 
 # A finished study run again, and commands that only look at the store, spend no seconds on importing MLflow and the
@@ -226,22 +226,24 @@ def print_status(study: Study, console: Console) -> int:
             say(console, f"running {doing(item.stage)}")
         failure = study.store.failure(item.stage) if item.state == State.FAILED else None
         if failure:
-            say(console, f"failed {item.stage.label}: {failure.error.splitlines()[0]}")
-            say(console, f"  log: {study.store.root / failure.log}")
-            say(console, f"  config: {json.dumps(failure.payload['config'])}")
-            say(console, f"  again: {study.again('run')}{only(study, item.stage)}")
+            print_failure(study, item.stage, failure, study.again("run"), console)
     incomplete = print_incomplete(study, console)
     return SOME_FAILED if found[State.FAILED] or incomplete else DONE
 
 
 def print_failures(study: Study, summary: Summary, console: Console) -> None:
     for stage, failure in summary.failed:
-        say(console, f"failed {stage.label}: {failure.error.splitlines()[0]}")
-        say(console, f"  log: {study.store.root / failure.log}")
-        say(console, f"  config: {json.dumps(failure.payload['config'])}")
-        say(console, f"  again: {study.command}{only(study, stage)}")
+        print_failure(study, stage, failure, study.command, console)
     if summary.blocked:
         say(console, f"{len(summary.blocked)} stages rest on a failed one and were not run")
+
+
+def print_failure(study: Study, stage: Stage, failure: Failure, command: str, console: Console) -> None:
+    """The cause, the log, the config, and `command` for what this stage is needed for alone."""
+    say(console, f"failed {stage.label}: {failure.error.splitlines()[0]}")
+    say(console, f"  log: {study.store.root / failure.log}")
+    say(console, f"  config: {json.dumps(failure.payload['config'])}")
+    say(console, f"  again: {command}{only(study, stage)}")
 
 
 def only(study: Study, stage: Stage) -> str:
@@ -280,8 +282,9 @@ def say(console: Console, line: str) -> None:
 
 def print_explanation(study: Study) -> None:
     """For each stage behind the matching cells: done, or the fields in which it differs from its nearest record."""
-    for stage in dict.fromkeys(s for cell in study.selected.cells for s in walk([cell.stage])):
-        if study.store.has(stage):
+    for item in plan(study.store, [cell.stage for cell in study.selected.cells]):
+        stage = item.stage
+        if item.state == State.DONE:
             print(f"done  {stage.label}")
             continue
         waits_for = [needed.label for needed in stage.inputs.values() if not study.store.has(needed)]

@@ -31,13 +31,25 @@ class PlannedStage:
 
 
 def plan(store: Store, stages: Iterable[Stage]) -> list[PlannedStage]:
-    """List every stage that the given ones rest on and themselves, inputs first, as the store knows them now."""
+    """List the given stages and those that they rest on, inputs first, as the store knows them now.
+
+    A missing stage is left out where only finished ones rest on it: nothing needs it again.
+    """
+    targets = list(stages)
+    whole = list(walk(targets))
+    done = {stage.fingerprint for stage in whole if store.has(stage)}
+    needed = {stage.fingerprint for stage in targets}
+    for stage in reversed(whole):  # what rests on a stage comes before it
+        if stage.fingerprint in needed and stage.fingerprint not in done:
+            needed.update(below.fingerprint for below in stage.inputs.values())
     leased = {fingerprint for fingerprint, holder in store.leases.holders().items() if not is_dead(holder)}
     expect = Expectations(store)
     planned = []
-    for stage in walk(stages):
-        if store.has(stage):
+    for stage in whole:
+        if stage.fingerprint in done:
             state = State.DONE
+        elif stage.fingerprint not in needed:
+            continue
         elif stage.fingerprint in leased:
             state = State.LEASED
         else:

@@ -1,5 +1,6 @@
 """Plans and explanations."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_a_plan_lists_inputs_first_with_the_state_of_each(store: Store, desk: Pa
         ("missing", "missing"),
         ("leased", "leased"),
     ]
+
+
+def test_a_lost_artifact_that_only_finished_stages_rest_on_is_not_to_be_made_again(store: Store, desk: Path) -> None:
+    lost = toy(add, "lost", desk)
+    done = toy(add, "done", desk, inputs={"below": lost})
+    new = toy(add, "new", desk, inputs={"below": lost})
+    LocalRunner(store).run([done])
+    shutil.rmtree(store.get(lost).path)
+    assert [(p.stage.config.identity.key, p.state.value) for p in plan(store, [done])] == [("done", "done")]
+    assert [p.stage.config.identity.key for p in plan(store, [done, new])] == ["lost", "done", "new"]
 
 
 def test_expected_time_is_the_recorded_time_of_like_stages_per_unit_of_work(store: Store, desk: Path) -> None:
