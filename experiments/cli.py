@@ -44,18 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest
     quiet_libraries()
     try:
-        run: Callable[[argparse.Namespace], int] = args.prepare(args)
+        run: Command = args.prepare(args)
     except ValueError as error:
         print(f"hope: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return run(args)
+    return run()
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hope",
         description="Ablation experiments on multimodal RoPE variants for long video: plan, run, verdict.",
-        epilog=f"start with: hope run study=smoke\n{EXIT_CODES}",
+        epilog=examples("run study=smoke", "COMMAND --help"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -64,14 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
         name: str,
         help_line: str,
         prepare: Callable[[argparse.Namespace], Command],
-        *examples: str,
+        *lines: str,
     ) -> argparse.ArgumentParser:
         group, _, last = name.rpartition(" ")
         sub = (schedules if group else commands).add_parser(
             last,
             help=help_line,
             description=help_line[0].upper() + help_line[1:] + ".",
-            epilog="\n".join(["examples:", *(f"  hope {name} {line}".rstrip() for line in examples), "", EXIT_CODES]),
+            epilog=examples(*(f"{name} {line}".rstrip() for line in lines)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(prepare=prepare)
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     def takes_store(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store that a study was run with")
+        sub.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store of a study, default outputs")
 
     run = takes_study(
         command(
@@ -105,7 +105,12 @@ def build_parser() -> argparse.ArgumentParser:
             "study=quickstart",
         )
     )
-    schedule = commands.add_parser("schedule", help="re-run at cron times or when a benchmark's folder changes")
+    schedule = commands.add_parser(
+        "schedule",
+        help="re-run at cron times or when a benchmark's folder changes",
+        epilog=examples("schedule add nightly --cron '0 3 * * *' study=quickstart", "schedule start"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     schedules = schedule.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add = command(
         "schedule add",
@@ -118,10 +123,21 @@ def build_parser() -> argparse.ArgumentParser:
     when = add.add_mutually_exclusive_group(required=True)
     when.add_argument("--cron", metavar="TIMES", help="minute hour day month weekday, in this machine's time zone")
     when.add_argument("--watch", type=Path, metavar="FOLDER", help="run when a file below this folder changed")
-    add.add_argument("--every-s", type=float, default=60.0, metavar="S", help="seconds between looks at the folder")
+    add.add_argument(
+        "--every-s", type=float, default=60.0, metavar="S", help="seconds between looks at the folder, default 60"
+    )
     takes_study(add)
-    takes_store(command("schedule list", "show what is scheduled, when next, how it ended last", prepare_schedule_list))
-    remove = command("schedule remove", "take a re-run off the schedule", prepare_schedule_remove, "nightly")
+    takes_store(
+        command(
+            "schedule list",
+            "show what is scheduled, when next, how it ended last",
+            prepare_schedule_list,
+            "store=/data/hope",
+        )
+    )
+    remove = command(
+        "schedule remove", "take a re-run off the schedule", prepare_schedule_remove, "nightly store=/data/hope"
+    )
     remove.add_argument("name", metavar="NAME")
     takes_store(remove)
     start = command(
@@ -186,12 +202,14 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_argument("--job", metavar="ID", help="show a job that was launched")
     launch.add_argument("--rerun", action="store_true", help="hope rerun instead of hope run")
     launch.add_argument("--print", choices=("rayjob", "cronjob", "slurm"), help="print a manifest instead")
-    launch.add_argument("--image", help="of the manifest's containers, with HoPE Lab")
+    launch.add_argument("--image", help="the image of the manifest's containers, with HoPE Lab in it")
     launch.add_argument("--claim", help="the persistent volume claim that holds the store")
-    launch.add_argument("--workers", type=int, default=1, metavar="N", help="nodes that run stages")
-    launch.add_argument("--cpus", type=int, default=8, metavar="N", help="of each worker")
-    launch.add_argument("--gpus", type=int, default=0, metavar="N", help="of each worker")
-    launch.add_argument("--memory-gib", type=int, default=32, metavar="N", help="of each worker")
+    launch.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="of a manifest: nodes that run stages, default 1"
+    )
+    launch.add_argument("--cpus", type=int, default=8, metavar="N", help="of each worker, default 8")
+    launch.add_argument("--gpus", type=int, default=0, metavar="N", help="of each worker, default 0")
+    launch.add_argument("--memory-gib", type=int, default=32, metavar="N", help="of each worker, default 32")
     compare = command(
         "compare",
         "compare two trials cell by cell, on the questions that both answered",
@@ -205,8 +223,13 @@ def build_parser() -> argparse.ArgumentParser:
     theory = command(
         "theory", "tables and figures of semantic preference", prepare_theory, "m_rope videorope hope --out theory"
     )
-    theory.add_argument("variants", nargs="*", default=["m_rope", "videorope", "hope", "hope_x"], metavar="VARIANT")
-    theory.add_argument("--out", type=Path, default=Path("outputs/theory"), metavar="FOLDER")
+    compared = ["m_rope", "videorope", "hope", "hope_x"]
+    theory.add_argument(
+        "variants", nargs="*", default=compared, metavar="VARIANT", help=f"default {' '.join(compared)}"
+    )
+    theory.add_argument(
+        "--out", type=Path, default=Path("outputs/theory"), metavar="FOLDER", help="default outputs/theory"
+    )
     ui = command(
         "ui",
         "serve the MLflow dashboard of a store on 127.0.0.1",
@@ -214,11 +237,17 @@ def build_parser() -> argparse.ArgumentParser:
         "",
         "store=/data/hope --port 5001",
     )
-    ui.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store that a study was run with")
-    ui.add_argument("--port", type=int, default=5000)
-    doctor = command("doctor", "show what works here and what would be used", prepare_doctor, "", "store=/data/hope")
-    doctor.add_argument("overrides", nargs="*", metavar="store=FOLDER", help="the store to look at")
+    takes_store(ui)
+    ui.add_argument("--port", type=int, default=5000, metavar="N", help="default 5000")
+    takes_store(
+        command("doctor", "show what works here and what would be used", prepare_doctor, "", "store=/data/hope")
+    )
     return parser
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text."""
+    return "\n".join(["examples:", *(f"  hope {line}" for line in lines), "", EXIT_CODES])
 
 
 def quiet_libraries() -> None:
@@ -231,7 +260,3 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Command = Callable[[argparse.Namespace], int]
+Command = Callable[[], int]
 
 
 def prepare_run(args: argparse.Namespace) -> Command:
@@ -21,7 +21,7 @@ def prepare_run(args: argparse.Namespace) -> Command:
 
     study = open_study(args.overrides, only=args.only)
     refuse_missing(study)
-    return lambda _: run_study(study, Console())
+    return lambda: run_study(study, Console())
 
 
 def prepare_rerun(args: argparse.Namespace) -> Command:
@@ -30,7 +30,7 @@ def prepare_rerun(args: argparse.Namespace) -> Command:
     from experiments.rerun import open_rerun, rerun
 
     work = open_rerun(args.overrides)
-    return lambda _: rerun(work, Console())
+    return lambda: rerun(work, Console())
 
 
 def prepare_schedule_add(args: argparse.Namespace) -> Command:
@@ -41,7 +41,7 @@ def prepare_schedule_add(args: argparse.Namespace) -> Command:
     with Schedule(Path(task.store)) as schedule:
         job = schedule.add(trigger, task)
 
-    def show(_: argparse.Namespace) -> int:
+    def show() -> int:
         print(
             f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; hope schedule start store={task.store} runs it"
         )
@@ -56,7 +56,7 @@ def prepare_schedule_list(args: argparse.Namespace) -> Command:
 
     store = scheduled_store(args.overrides)
 
-    def show(_: argparse.Namespace) -> int:
+    def show() -> int:
         last = {firing.job: firing for firing in read_firings(store)}
         with Schedule(store) as schedule:
             for job in schedule.jobs():
@@ -74,7 +74,7 @@ def prepare_schedule_remove(args: argparse.Namespace) -> Command:
 
     with Schedule(scheduled_store(args.overrides)) as schedule:
         schedule.remove(args.name)
-    return lambda _: 0
+    return lambda: 0
 
 
 def prepare_schedule_start(args: argparse.Namespace) -> Command:
@@ -82,7 +82,7 @@ def prepare_schedule_start(args: argparse.Namespace) -> Command:
 
     store = scheduled_store(args.overrides)
 
-    def start(_: argparse.Namespace) -> int:
+    def start() -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with Schedule(store) as schedule:
@@ -106,7 +106,7 @@ def prepare_launch(args: argparse.Namespace) -> Command:
             raise ValueError("--job shows a job of the cluster at --address; give no study with it")
         client = launch.connect(args.address)
         job = launch.find_job(client, args.job)
-        return lambda _: launch.show(client, job, follows=args.follow)
+        return lambda: launch.show(client, job, follows=args.follow)
     if (args.address is None) == (args.print is None):
         raise ValueError("give --address http://HEAD:8265, or --print with one of rayjob, cronjob, slurm")
     config, _ = load_config(args.overrides)
@@ -119,7 +119,7 @@ def prepare_launch(args: argparse.Namespace) -> Command:
         node = launch.Node(args.workers, args.cpus, args.gpus, args.memory_gib, args.image, args.claim)
         text = launch.manifest(args.print, words, config.study.name, node)
 
-        def show_manifest(_: argparse.Namespace) -> int:
+        def show_manifest() -> int:
             print(text)
             return 0
 
@@ -128,7 +128,7 @@ def prepare_launch(args: argparse.Namespace) -> Command:
     words = launch.study_words(args.overrides, command=command, cluster=True)
     job = launch.submit(args.address, words, config.study.name)
 
-    def show(_: argparse.Namespace) -> int:
+    def show() -> int:
         print(f"job {job}; hope launch --address {args.address} --job {job} --follow shows it", flush=True)
         return launch.show(launch.connect(args.address), job, follows=True) if args.follow else 0
 
@@ -155,7 +155,7 @@ def prepare_plan(args: argparse.Namespace) -> Command:
 
     study = open_study(args.overrides)
 
-    def plan(_: argparse.Namespace) -> int:
+    def plan() -> int:
         if args.json:
             print(plan_json(study))
         else:
@@ -170,7 +170,7 @@ def prepare_explain(args: argparse.Namespace) -> Command:
 
     study = open_study(args.overrides, only=args.cell)
 
-    def explain(_: argparse.Namespace) -> int:
+    def explain() -> int:
         print_explanation(study)
         return 0
 
@@ -183,7 +183,7 @@ def prepare_status(args: argparse.Namespace) -> Command:
     from experiments.study import open_study, print_status
 
     study = open_study(args.overrides)
-    return lambda _: print_status(study, Console())
+    return lambda: print_status(study, Console())
 
 
 def prepare_report(args: argparse.Namespace) -> Command:
@@ -195,7 +195,7 @@ def prepare_report(args: argparse.Namespace) -> Command:
     study = open_study(args.overrides)
     run_id = find_study_run(study.config, study.grid)
 
-    def report(_: argparse.Namespace) -> int:
+    def report() -> int:
         make_report(study, Console(), run_id)
         return 0
 
@@ -213,7 +213,7 @@ def prepare_sync(args: argparse.Namespace) -> Command:
             f"store {study.config.store} holds nothing of study {study.config.study.name!r} with these settings; run "
             "it first, or give the overrides it was run with"
         )
-    return lambda _: sync_study(study, Console())
+    return lambda: sync_study(study, Console())
 
 
 def prepare_compare(args: argparse.Namespace) -> Command:
@@ -227,7 +227,7 @@ def prepare_compare(args: argparse.Namespace) -> Command:
     results = load_study(study.config.tracking, study.config.study.name, run_id=run_id)
     comparison = compare(results, *args.trials)
 
-    def show(_: argparse.Namespace) -> int:
+    def show() -> int:
         print(comparison.text())
         return 0
 
@@ -237,7 +237,7 @@ def prepare_compare(args: argparse.Namespace) -> Command:
 def prepare_variants(args: argparse.Namespace) -> Command:
     from hope_core import get_variant, list_variants
 
-    def show(_: argparse.Namespace) -> int:
+    def show() -> int:
         known = [get_variant(name) for name in list_variants()]
         if args.json:
             print(json.dumps([variant.to_dict() for variant in known], indent=1))
@@ -259,7 +259,7 @@ def prepare_theory(args: argparse.Namespace) -> Command:
     for name in args.variants:
         get_variant(name)
 
-    def theory(_: argparse.Namespace) -> int:
+    def theory() -> int:
         run(args.variants, args.out)
         return 0
 
@@ -274,11 +274,11 @@ def prepare_ui(args: argparse.Namespace) -> Command:
         raise ValueError(
             f"store {str(store)!r} has no mlflow.db; run a study first, or name its store: hope ui store=..."
         )
-    return lambda _: serve_ui(store, args.port)
+    return lambda: serve_ui(store, args.port)
 
 
 def prepare_doctor(args: argparse.Namespace) -> Command:
     from experiments.doctor import output_folder, print_health
 
     store = output_folder(args.overrides)
-    return lambda _: print_health(store)
+    return lambda: print_health(store)

@@ -79,7 +79,7 @@ def _compose(overrides: Sequence[str]) -> tuple[Config, str]:
         # Of a union's errors, the one that our own dataclass raised says most.
         first = min(error.errors(), key=lambda found: found["type"] != "value_error")
         place = ".".join(str(part) for part in first["loc"] if part not in BENCHMARK_KINDS)
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as in [1, 2]")
         raise ValueError(
             reason if first["type"] == "value_error" else f"{place} is {first['input']!r}: {reason}"
         ) from None
@@ -107,23 +107,26 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"unknown key {unknown[1]}; {_known_keys(unknown[1])}"
+        return _unknown_key(unknown[1])
     return text.split(" full_key:")[0].split(" See https:")[0]
 
 
-def _known_keys(key: str) -> str:
-    """What the deepest part of the config on the way to `key` has."""
+def _unknown_key(key: str) -> str:
+    """Which part of the key is none, and what there is in its place."""
     kind: Any = Config
-    place = []
-    for part in key.split(".")[:-1]:
-        hint = typing.get_type_hints(kind).get(part)
-        found = _dataclass_in(hint, {})
-        if found is None:  # one of several kinds: what it has depends on which was chosen
-            return f"the {part} that was chosen has no such key (docs/knobs.md lists them by kind)"
+    place = ""
+    for part in key.split("."):
+        known = {field.name for field in dataclasses.fields(kind)}
+        if part not in known:
+            return f"unknown key {place}{part}; {place.rstrip('.') or 'the config'} has {', '.join(sorted(known))}"
+        found = _dataclass_in(typing.get_type_hints(kind)[part], {})
+        if found is None:
+            break
         kind = found
-        place.append(part)
-    fields = ", ".join(sorted(field.name for field in dataclasses.fields(kind)))
-    return f"{'.'.join(place) or 'the config'} has {fields}"
+        place += f"{part}."
+    if key.startswith("benchmarks."):
+        return f"unknown key {key}; the study has no such benchmark (benchmark=NAME adds one), or that has no such key"
+    return f"unknown key {key}; the {part} that was chosen has no such key (docs/knobs.md lists them by kind)"
 
 
 def _dataclass_in(hint: Any, value: Mapping[str, Any]) -> type | None:

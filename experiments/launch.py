@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.compose import CONF, load_config
-from pipelines.engine.store import URL
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -51,8 +50,8 @@ def study_words(overrides: Sequence[str], *, command: str, cluster: bool) -> lis
         raise ValueError("an override holds a line break; write it in one line")
     if not any(override.startswith("store=") for override in overrides):
         raise ValueError("no store given; add store=FOLDER, a full path on a disk that all nodes share")
-    if not URL.match(config.store) and not Path(config.store).is_absolute():
-        raise ValueError(f"store {config.store!r} is relative; give the full path of a folder that all nodes share")
+    if not Path(config.store).is_absolute():
+        raise ValueError(f"store {config.store!r} is no full path; give that of a folder that all nodes share")
     joins = ["cluster=address"] if cluster and not any(word.startswith("cluster=") for word in overrides) else []
     return [*command.split(), *overrides, *joins]
 

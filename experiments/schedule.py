@@ -31,11 +31,10 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from experiments.firing import Firing, Tell, missing_stages, record_firing, study_run_of
-from experiments.study import open_study
+from experiments.study import INTERRUPTED, open_study
 from pipelines.engine import Store
 
 POLL_S = 5.0
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

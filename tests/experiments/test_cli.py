@@ -16,6 +16,7 @@ from pipelines.engine import LocalRunner, Store
         "",
         "run",
         "rerun",
+        "schedule",
         "schedule add",
         "schedule list",
         "schedule remove",
@@ -39,7 +40,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "exit codes" in text
-    assert f"hope {command or 'run'}" in text
+    assert f"  hope {command}" in text.partition("examples:\n")[2]
 
 
 @pytest.mark.parametrize(

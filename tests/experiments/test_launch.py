@@ -92,10 +92,11 @@ def test_a_slurm_script_starts_a_head_and_workers_and_exits_as_the_study_does(
         (["study=smoke", "store=/s"], "give --address http://HEAD:8265, or --print"),
         (["--print", "rayjob", "study=smoke", "store=/s"], "needs --image"),
         (["--print", "slurm", "study=smoke"], "no store given; add store=FOLDER"),
-        (["--print", "slurm", "study=smoke", "store=outputs"], "store 'outputs' is relative"),
+        (["--print", "slurm", "study=smoke", "store=outputs"], "store 'outputs' is no full path"),
         (["--print", "slurm", "study=nope", "store=/s"], "unknown study 'nope'"),
         (["--print", "slurm", "--cpus", "0", "study=smoke", "store=/s"], "--cpus is 0; give at least 1"),
         (["--address", "head:8265", "study=smoke", "store=/s"], "give the job server as http://HOST:8265"),
+        (["--print", "slurm", "study=smoke", "store=s3://bucket/hope"], "'s3://bucket/hope' is no full path"),
         (["--job", "x"], "--job shows a job of the cluster at --address"),
     ],
 )
