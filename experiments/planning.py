@@ -12,10 +12,10 @@ from rich.console import Console
 from experiments.asking import contexts_of
 from experiments.axes import expand_parts
 from experiments.config import Config
-from experiments.grid import Trial
 from experiments.progress import counts, duration
 from experiments.study import NOTHING_TO_DO, Study, say
 from experiments.training import FLOPS_BASIS, cell_side, gpu_hours
+from experiments.trials import Trial
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.engine import PlannedStage, State, plan

@@ -3,8 +3,8 @@
 import math
 
 from experiments.config import Config
-from experiments.grid import Trial
 from experiments.training import cell_side
+from experiments.trials import Trial
 from pipelines.pretrained import PretrainedModel
 
 # rope_theta of published checkpoints, whose config.json is not at hand where a study is only planned or mirrored.

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from experiments.compose import named_benchmarks
-from experiments.grid import Trial, with_cells
+from experiments.grid import with_cells
 from experiments.study import Study, open_study, refuse_missing, run_study, say
+from experiments.trials import Trial
 
 
 @dataclass(frozen=True)

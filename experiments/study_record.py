@@ -5,9 +5,10 @@ from typing import Any
 
 from experiments.asking import contexts_of, train_length
 from experiments.config import Benchmark, Config
-from experiments.grid import Grid, Trial, label
+from experiments.grid import Grid
 from experiments.preference import preference_curve
 from experiments.training import about_data
+from experiments.trials import Trial, label
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.needles import NeedleBenchmark
 

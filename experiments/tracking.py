@@ -28,9 +28,10 @@ from mlflow.entities import Metric, Param, RunTag
 
 from experiments.asking import train_length
 from experiments.config import Config
-from experiments.grid import Cell, Grid, Trial
+from experiments.grid import Cell, Grid
 from experiments.lookup import open_experiment, study_filter
 from experiments.study_record import study_record
+from experiments.trials import Trial
 from pipelines.engine import Artifact, Failure, Stage, Store, fingerprint
 from pipelines.preprocess import QUARANTINED_RECORDS
 from reports.results import search

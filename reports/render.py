@@ -11,7 +11,8 @@ from markupsafe import Markup
 from reports import facts, sections
 from reports.compare import compare_studies
 from reports.results import StudyResults, uncollected
-from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, anchor, latex, rule_table, summary_table, title_of
+from reports.table_texts import latex, summary_table
+from reports.tables import RULE_HEADS, RULE_TITLES, accuracy_tables, anchor, rule_table, title_of
 from reports.theory_figures import preference_figure, slot_figure
 from reports.verdicts import headline_rule, judge
 from reports.wording import verdict_sentence

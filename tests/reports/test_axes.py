@@ -8,7 +8,8 @@ import pytest
 from reports.ablation import axis_effects, levels_of, matched_pairs
 from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
-from reports.tables import accuracy_tables, summary_table
+from reports.table_texts import summary_table
+from reports.tables import accuracy_tables
 from reports.verdicts import BEYOND, judge
 from reports.wording import verdict_sentence
 from tests.reports.bulk import write_study_in_bulk
@@ -53,7 +54,7 @@ def test_every_setting_has_tables_with_its_own_baseline_and_best(results: StudyR
     for table in tables:
         assert [row.label for row in table.rows if row.baseline] == ["m_rope"]
         assert any(row.cells[0] and row.cells[0].best for row in table.rows)
-    assert summary_table(results).count(f"V-NIAH · {HIGH}, as published") == 1
+    assert summary_table(results, judge(results)).count(f"V-NIAH · {HIGH}, as published") == 1
 
 
 def test_benchmarks_keep_their_own_contexts_and_units(results: StudyResults) -> None:

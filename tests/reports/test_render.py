@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from reports.figures import Look, inline, scale_response
+from reports.figures import Look, scale_response
 from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
-from reports.tables import summary_table
+from reports.svg import inline
+from reports.table_texts import summary_table
 from reports.theory_figures import slot_figure
 from reports.verdicts import judge
 from tests.reports.conftest import EVIL, STUDY
@@ -176,7 +177,7 @@ def test_unanswered_questions_and_unusable_data_are_named_with_their_cause(
     in_columns = 3  # at 64, over all beyond the training length, and there beside the other rules
     assert marked.count("6 of 40 unanswered") == in_columns * len(STUDY.scale_rules)
     assert "18 questions that ended in an error count as wrong" in html
-    assert "6 of 40 unanswered" in summary_table(results)
+    assert "6 of 40 unanswered" in summary_table(results, judge(results))
     page = Page(html)
     assert {"Questions without an answer", "Data"} <= set(page.headings)
     for text in (html, files.markdown.read_text()):
@@ -230,7 +231,7 @@ def test_latex_is_balanced_whatever_the_titles_say(results: StudyResults, tmp_pa
 
 
 def test_the_summary_says_variant_context_accuracy_and_verdict(results: StudyResults) -> None:
-    lines = summary_table(results).splitlines()
+    lines = summary_table(results, judge(results)).splitlines()
     assert lines[0] == "V-NIAH, scale searched on validation questions"
     assert lines[1].split()[:2] == ["variant", "scale"]
     assert lines[3].startswith("m_rope (baseline)  none")
