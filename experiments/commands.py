@@ -1,7 +1,7 @@
 """What each `hope` command does: `prepare_NAME` checks the arguments and returns the work that is left to do.
 
-A prepare function raises ValueError for a user's mistake and writes nothing. Libraries are imported by the command that
-needs them, so that `hope --help` is quick.
+A prepare function raises ValueError for a user's mistake and has then written nothing. Libraries are imported by the
+command that needs them, so that `hope --help` is quick.
 """
 
 import argparse
@@ -21,6 +21,7 @@ def prepare_run(args: argparse.Namespace) -> Command:
 
     study = open_study(args.overrides, only=args.only)
     refuse_missing(study)
+    study.store.prepare()
     return lambda: run_study(study, Console())
 
 
@@ -30,6 +31,7 @@ def prepare_rerun(args: argparse.Namespace) -> Command:
     from experiments.rerun import open_rerun, rerun
 
     work = open_rerun(args.overrides)
+    work.study.store.prepare()
     return lambda: rerun(work, Console())
 
 
@@ -213,6 +215,7 @@ def prepare_sync(args: argparse.Namespace) -> Command:
             f"store {study.config.store} holds nothing of study {study.config.study.name!r} with these settings; run "
             "it first, or give the overrides it was run with"
         )
+    study.store.prepare()
     return lambda: sync_study(study, Console())
 
 

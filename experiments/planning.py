@@ -14,7 +14,7 @@ from experiments.axes import expand_parts
 from experiments.config import Config
 from experiments.progress import counts, duration
 from experiments.study import NOTHING_TO_DO, Study, say
-from experiments.training import FLOPS_BASIS, cell_side, gpu_hours
+from experiments.training import FLOPS_BASIS, cell_side, reckoned_gpu_hours
 from experiments.trials import Trial
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.data_stages import DatasetConfig
@@ -77,7 +77,7 @@ def plan_study(study: Study) -> StudyPlan:
     for item in planned:
         by_name.setdefault(item.stage.name, []).append(item)
     missing = [item for item in by_name.get("finetune", []) if item.state != State.DONE]
-    hours = [gpu_hours(of_trial[item.fingerprint].config) for item in missing]
+    hours = [reckoned_gpu_hours(of_trial[item.fingerprint].config) for item in missing]
     return StudyPlan(
         stages=planned,
         costs=[_cost(name, items, of_trial) for name, items in by_name.items()],

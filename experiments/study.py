@@ -89,7 +89,6 @@ def run_study(study: Study, console: Console) -> int:
         incomplete = print_incomplete(study, console)
         show_report(study, console)
         return SOME_FAILED if incomplete else DONE
-    study.store.prepare()
     mirror = open_mirror(study, console)
     mirror.open()  # the database is made here, before any worker starts
     slots = config.cluster.num_cpus or os.cpu_count() or 1
@@ -171,7 +170,6 @@ def sync_study(study: Study, console: Console) -> int:
     """Write to MLflow what the store holds of the study and MLflow does not, then the report."""
     planned = plan(study.store, study.grid.targets)
     mirror = open_mirror(study, console)
-    study.store.prepare()
     mirror.open()
     for item in planned:
         artifact, failure = study.store.get(item.stage), study.store.failure(item.stage)

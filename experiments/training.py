@@ -99,7 +99,7 @@ def num_samples(config: Config) -> int:
     return data.num_samples if isinstance(data, FolderDataset) else data.num_train_videos
 
 
-def gpu_hours(config: Config) -> float | None:
+def reckoned_gpu_hours(config: Config) -> float | None:
     """What one training is reckoned to cost, None for a model or rows whose size is not declared (the tiny ones).
 
     8 FLOPs a parameter and token (forward 2, backward 4, recomputed 2) at `FLOPS_PER_GPU`, every row at its full

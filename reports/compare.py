@@ -9,6 +9,9 @@ from reports.statistics import Column, Estimate, contrast
 from reports.tables import percent, points, title_of
 from reports.verdicts import judge
 
+# The smallest change of an accuracy (0..1) that is told where the verdict stays.
+LEAST_CHANGE = 0.005
+
 
 @dataclass(frozen=True)
 class CellComparison:
@@ -161,11 +164,8 @@ def compare_studies(before: StudyResults, after: StudyResults, grid: pd.DataFram
     return replace(found, notes=notes)
 
 
-def compare_reports(before: pd.DataFrame, after: pd.DataFrame, *, least: float = 0.005) -> ReportChanges:
-    """Changes between two grids of verdicts (judge's, or verdicts.csv read back).
-
-    least: the smallest change of an accuracy that counts when the verdict stays, 0..1.
-    """
+def compare_reports(before: pd.DataFrame, after: pd.DataFrame) -> ReportChanges:
+    """Changes between two grids of verdicts (judge's, or verdicts.csv read back)."""
     key = ["benchmark", "scale_rule", "context", "variant"]
     columns = [*key, "accuracy", "verdict"]
     old, new = (grid[columns].fillna({"verdict": ""}).astype({"context": str}) for grid in (before, after))
@@ -184,7 +184,7 @@ def compare_reports(before: pd.DataFrame, after: pd.DataFrame, *, least: float =
         )
         for row in both.itertuples()
     ]
-    kept = [change for change in changes if change.rank or abs(change.after - change.before) >= least]
+    kept = [change for change in changes if change.rank or abs(change.after - change.before) >= LEAST_CHANGE]
     kept.sort(key=lambda change: (change.rank, change.after - change.before, change.text()))
     names = {side: joined[joined["_merge"] == side] for side in ("left_only", "right_only")}
     added, removed = ([" ".join(row) for row in names[side][key].to_numpy()] for side in ("right_only", "left_only"))

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def test_a_store_that_is_no_folder_is_a_mistake_of_one_line(
     assert main([command, "study=smoke", f"store={tmp_path / 'file'}"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_store_that_cannot_be_written_is_a_mistake_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "study=smoke", "store=/proc/hope"]) == 2
+    assert re.fullmatch(
+        r"hope: store /proc/hope cannot be written .*: choose another folder\n", capsys.readouterr().err
+    )
 
 
 def test_a_report_of_a_study_that_never_ran_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from experiments.asking import contexts_of
 from experiments.compose import choices, load_config
 from experiments.config import ScaleRange
 from experiments.grid import build_grid
-from experiments.training import gpu_hours, missing
+from experiments.training import missing, reckoned_gpu_hours
 
 
 @pytest.mark.parametrize("study", choices("study"))
@@ -22,10 +22,10 @@ def test_every_named_study_composes_into_a_grid(study: str) -> None:
 
 def test_a_training_of_the_papers_is_reckoned_to_cost_what_they_say() -> None:
     paper, _ = load_config(["study=paper"])
-    assert gpu_hours(paper) == pytest.approx(304, rel=0.01)
+    assert reckoned_gpu_hours(paper) == pytest.approx(304, rel=0.01)
     smaller, _ = load_config(["study=paper", "model=qwen2_vl_2b", "recipe=paper_2b", "model.language=Qwen/Qwen2-1.5B"])
-    assert gpu_hours(smaller) == pytest.approx(61, rel=0.01)
-    assert gpu_hours(load_config(["study=smoke"])[0]) is None
+    assert reckoned_gpu_hours(smaller) == pytest.approx(61, rel=0.01)
+    assert reckoned_gpu_hours(load_config(["study=smoke"])[0]) is None
 
 
 def test_data_and_weights_that_are_not_there_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
