@@ -63,6 +63,12 @@ def test_head_wise_refuses_shares_that_do_not_fit() -> None:
         variant.slot_axes(64, 4)
 
 
+def test_heads_beyond_the_given_shares_do_not_turn() -> None:
+    variant = get_variant("mhrope").replace(frequencies={"kind": "headwise", "heads": [1, 0, 2]})
+    assert variant.slot_axes(64, 4)[:, 0].tolist() == [0, 2, 2, -1]
+    assert variant.slot_axes(64, 3)[:, 0].tolist() == [0, 2, 2]
+
+
 @pytest.mark.parametrize("head_dim", [127, 0, -2])
 def test_an_odd_head_is_refused(head_dim: int) -> None:
     with pytest.raises(ValueError, match=f"head_dim is {head_dim}; it must be an even number"):

@@ -62,6 +62,14 @@ def test_videos_first_last_adjacent_one_frame_and_one_by_one_all_find_a_place(na
         assert positions.position_ids.isfinite().all()
 
 
+def test_fractional_steps_do_not_drift_over_a_long_row() -> None:
+    number, scale = 4000, 0.7
+    positions = compute_positions(HOPE.at_scale(scale), **batch([("video", 2, 1, 1)] * number, wrap=False))
+    expected = (torch.arange(number, dtype=torch.float64) * (1 + scale)).float()
+    assert torch.equal(positions.position_ids[:, 0, ::2], expected.expand(3, -1))
+    assert positions.rope_deltas.item() == pytest.approx(number * (1 + scale) - 2 * number, rel=1e-6)
+
+
 def test_a_vision_start_without_a_block_is_text() -> None:
     ids = torch.tensor([[5, TOKENS.vision_start, 5, TOKENS.vision_end, TOKENS.vision_start]])
     positions = compute_positions(M_ROPE, ids, tokens=TOKENS)
@@ -190,6 +198,13 @@ def test_a_factor_for_a_variant_without_a_temporal_step_is_refused_but_one_is_no
     ):
         compute_positions(get_variant("vanilla"), **inputs, scales=2.0)
     assert compute_positions(get_variant("vanilla"), **inputs, scales=1.0).scales == (1.0,)
+
+
+def test_a_dynamic_variant_takes_the_factors_that_it_is_given() -> None:
+    inputs = batch([("video", 2, 1, 1), ("image", 1, 2), ("video", 2, 1, 1)], wrap=False)
+    positions = compute_positions(HOPE, **inputs, scales=[0.5, 3.0, 1.5])
+    assert positions.scales == (0.5, 3.0, 1.5)
+    assert temporal_row(positions) == [0, 0.5, 1.5, 1.5, 2.5, 4]
 
 
 def test_absolute_time_takes_seconds_per_video_and_leaves_images_alone() -> None:

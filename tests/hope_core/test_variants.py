@@ -116,6 +116,15 @@ def test_unrotated_slots_for_vision_only_against_all_tokens_is_a_parameter(scope
         ({"frequencies": {"kind": "temporal_zero", "scope": "text"}}, "scope is 'text'; known: all, vision"),
         ({"frequencies": {"kind": "headwise", "heads": [1, 2]}}, "heads is .*; expected three counts"),
         ({"positions": {"kind": "corner", "strides": [1, 2]}}, "strides is .*; expected three numbers"),
+        ({"scaling": {"kind": "dynamic", "inference": 0}}, "inference is 0; it must be"),
+        ({"scaling": {"kind": "absolute_time", "tokens_per_second": 0}}, "tokens_per_second is 0; it must be"),
+        ({"frequencies": {"kind": "headwise", "heads": [2, -1, 2]}}, "heads is .*; expected three counts"),
+        ({"frequencies": {"kind": "headwise", "heads": [0, 0, 0]}}, "heads is .*; expected three counts"),
+        ({"frequencies": {"kind": "temporal_low_extended", "extension": 0}}, "extension is 0; it must be"),
+        ({"frequencies": {"kind": "temporal_low_extended", "trained_tokens": 1}}, "trained_tokens - 1 is 0"),
+        ({"positions": {"kind": "corner", "strides": [1, 1, 0]}}, "strides is 0; it must be"),
+        ({"positions": {"kind": "small_step", "span": -1}}, "span is -1; it must be"),
+        ({"positions": {"kind": "ring", "radius": 0}}, "radius is 0; it must be another number"),
         ({"positions": "symmetric"}, "symmetric holds VRoPE's four indices and only four_way reads them"),
         ({"frequencies": "four_way"}, "symmetric holds VRoPE's four indices and only four_way reads them"),
         ({"positions": "temporal_low"}, "positions: unknown kind 'temporal_low'"),
@@ -148,6 +157,28 @@ def test_a_mixed_cell_takes_one_line() -> None:
     variant = make_variant("low_dynamic", positions="diagonal", frequencies="temporal_low", scaling=scaling)
     assert variant == Variant("low_dynamic", POSITIONS["diagonal"](), FREQUENCIES["temporal_low"](), Dynamic())
     assert get_variant("hope").replace(name="low_dynamic", frequencies="temporal_low", scaling=Dynamic()) == variant
+
+
+@pytest.mark.parametrize(
+    ("axis", "whole", "decimal"),
+    [
+        ("scaling", {"kind": "fixed", "factor": 2}, {"kind": "fixed", "factor": 2.0}),
+        (
+            "scaling",
+            {"kind": "dynamic", "choices": [1, 2], "inference": 1},
+            {"kind": "dynamic", "choices": [1.0, 2.0], "inference": 1.0},
+        ),
+        (
+            "scaling",
+            {"kind": "absolute_time", "tokens_per_second": 2},
+            {"kind": "absolute_time", "tokens_per_second": 2.0},
+        ),
+        ("positions", {"kind": "corner", "strides": [4, 8, 8]}, {"kind": "corner", "strides": [4.0, 8.0, 8.0]}),
+    ],
+)
+def test_a_whole_number_is_written_as_the_decimal_that_it_equals(axis: str, whole: Any, decimal: Any) -> None:
+    one, other = (get_variant("hope").replace(**{axis: spec}).to_dict() for spec in (whole, decimal))
+    assert json.dumps(one) == json.dumps(other)
 
 
 def test_a_variant_cannot_be_changed() -> None:
@@ -186,6 +217,12 @@ def test_drawn_factors_depend_on_seed_epoch_and_sample_alone() -> None:
     others = [drawn(seed=1), drawn(epoch=1), drawn(sample_id="clip-2"), drawn()]
     assert len(set(others)) == 4
     assert drawn(sample_id=12) == drawn(sample_id="12")
+
+
+def test_drawn_factors_are_the_same_in_every_release() -> None:
+    # A training that resumes under another release must go on with the factors that it began with.
+    drawn = draw_scales(get_variant("hope"), 8, seed=1, epoch=2, sample_id="clip-1")
+    assert drawn == (0.5, 0.5, 1.25, 1.5, 0.75, 0.5, 0.75, 1.5)
 
 
 def test_drawn_factors_are_uniform_over_the_choices() -> None:

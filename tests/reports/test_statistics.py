@@ -23,6 +23,7 @@ from reports.statistics import (
     interaction_components,
     mean_estimates,
     minimum_detectable_difference,
+    pseudo_values,
     tie_floor,
     verdict,
     wilson,
@@ -104,13 +105,24 @@ def test_a_variant_without_a_trial_changes_nothing_for_the_others() -> None:
         assert (one.value, one.low, one.high) == (other.value, other.low, other.high)
 
 
-def test_one_seed_gives_the_paired_t_test_over_videos() -> None:
-    made = column(2, 1, 6, 10)
+def test_a_video_s_pseudo_value_is_its_mean_and_their_mean_that_of_all_questions() -> None:
+    made = column(2, 3, 4, 6)
+    expected = made.correct.reshape(2, 3, 4, 6).mean(axis=3)
+    values, means = pseudo_values(made)
+    assert values == pytest.approx(expected)
+    assert means == pytest.approx(made.correct.mean(axis=2))
+    unequal = Column(made.correct, np.repeat(np.arange(3), [3, 5, 16]).astype(object))
+    assert pseudo_values(unequal)[0].mean(axis=2) == pytest.approx(means)
+
+
+@pytest.mark.parametrize("num_videos", [2, 6])
+def test_one_seed_gives_the_paired_t_test_over_videos(num_videos: int) -> None:
+    made = column(2, 1, num_videos, 10)
     means = video_means(made).pivot(index="video", columns="variant", values="mean")
     expected = stats.ttest_rel(means[1], means[0])
     found = contrast(made, [-1, 1])
     assert found.p_value == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert (found.low, found.high) == pytest.approx(tuple(np.clip(expected.confidence_interval(), -1, 1)))
     assert found.num_seeds == 1
 
 
@@ -181,12 +193,13 @@ def test_seeds_with_equal_counts_do_not_make_a_difference_certain() -> None:
 
 def test_the_least_seed_variance_is_what_question_noise_makes_in_one_case_of_forty() -> None:
     assert stats.chi2.cdf(4 * tie_floor(0.2, 4) / 0.2, 4) == pytest.approx(0.025)
-    made = column(2, 2, 6, 4, seed=3)
-    made.correct[:, 0] = np.repeat([1.0, 0.0], [12, 12])  # every trial has half of the answers right
-    made.correct[:, 1] = np.tile([1.0, 0.0, 0.0, 1.0], 6)
-    made.correct[1, 1] = np.tile([1.0, 0.0], 12)
-    apart = made.correct[0, 0] - made.correct[0, 1] - made.correct[1, 0] + made.correct[1, 1]
-    assert interaction_components(made).seed == pytest.approx(tie_floor(apart.var(ddof=1) / 4 / 24, 1))
+    made, rng = column(3, 3, 3, 4), np.random.default_rng(0)
+    for variant, seed in np.ndindex(3, 3):  # every trial has half of the answers right, one has one more
+        made.correct[variant, seed] = rng.permutation(12) < 6 + (variant == seed == 2)
+    rows = [(*place, made.correct[place]) for place in np.ndindex(3, 3, 12)]
+    answers = pd.DataFrame(rows, columns=["variant", "seed", "question", "correct"])
+    noise = smf.ols("correct ~ (C(variant) + C(seed) + C(question)) ** 2", answers).fit().mse_resid
+    assert interaction_components(made).seed == pytest.approx(tie_floor(noise / 12, 4))
 
 
 def test_a_single_video_is_clustered_by_question() -> None:

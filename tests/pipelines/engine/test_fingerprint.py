@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.engine import ABSENT, Difference, NotEncodable, diff, encode, fingerprint
@@ -145,6 +145,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(plain, plain)
 def test_two_payloads_differ_exactly_when_their_fingerprints_do(one: Any, other: Any) -> None:
     a, b = encode(one), encode(other)
