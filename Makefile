@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 
-.PHONY: help setup run test lowest soak check format bench gpu-check clean
+.PHONY: help setup run test lowest soak coverage mutation check format bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,15 @@ lowest:  ## the smoke study and the quick tests with the oldest versions that py
 soak: setup  ## the tests that take minutes, and a study killed at random moments
 	$(BIN)/pytest -q -m soak
 	$(BIN)/python -m tests.experiments.kills --kills 10 study=smoke
+
+coverage: setup  ## branches that the default test suite takes; prints the files below 90 %
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --sort=cover | awk 'NR < 3 || /^TOTAL/ || $$NF + 0 < 90'
+
+mutation: setup  ## small faults in positions, frequencies, fingerprint and statistics: which does no test notice?
+	$(BIN)/python -m tests.mutation
 
 bench: setup  ## speed and memory as ratios in one run
 	$(BIN)/python -m tests.bench
