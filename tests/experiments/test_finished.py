@@ -36,12 +36,16 @@ def hope(*commands: Sequence[str]) -> tuple[str, list[set[str]]]:
 
 
 def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_something_is_changed(
-    finished: list[str], capsys: pytest.CaptureFixture[str]
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, _ = load_config(finished)
     report, database = config.report_dir / "report.html", Path(config.store) / "mlflow.db"
     assert main(["run", *finished]) == 0
     first = capsys.readouterr().out
+    assert main(["compare", "m_rope-s0", "hope-s0", *finished]) == 0
+    assert "v_niah_d" in capsys.readouterr().out
+    assert main(["compare", "m_rope-s0", "nobody", *finished]) == 2
+    assert "nobody" in capsys.readouterr().err
     whole, made = report.read_bytes(), report.stat().st_mtime_ns
 
     shutil.rmtree(Path(config.store) / "artifacts" / "features")  # what only finished stages rest on is not missed
@@ -69,9 +73,11 @@ def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_somet
     assert settled_runs(study) is None
     assert not is_reported(study, mirror.digest_of_runs())
 
-    database.unlink()
-    hope(["run", *finished])
-    with closing(sqlite3.connect(database)) as refilled:
+    # A database that is lost; in another place, as MLflow keeps the one that it knows open.
+    moved = tmp_path / "moved"
+    shutil.copytree(config.store, moved, ignore=shutil.ignore_patterns("mlflow.db*"))
+    assert main(["run", *finished, f"store={moved}"]) == 0
+    with closing(sqlite3.connect(moved / "mlflow.db")) as refilled:
         ((runs,),) = refilled.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'")
     assert runs == 1 + len(study.grid.trials) + len(study.grid.cells)
 
