@@ -138,7 +138,7 @@ def _run_again() -> Iterator[Row]:
 
 def _finish(store: Store, overrides: Sequence[str]) -> int:
     """Run the stages of the study's first seed and give the others copies of their artifacts; how many cells it has."""
-    config, _ = load_config([*overrides, "cluster.decode_workers=0"])
+    config, _ = load_config(overrides)
     grid = build_grid(config)
     first = {trial.variant.name: trial for trial in reversed(grid.trials)}
     assert LocalRunner(store).run([stage for trial in first.values() for stage in trial.stages()]).ok

@@ -16,6 +16,8 @@ SMALL = (
     "recipe.warmup_steps=1",
     "recipe.batch_size=4",
     "dataset.num_train_videos=64",
+    # In the stage's own process: decoding processes take seconds to start, and these clips none to decode.
+    "cluster.decode_workers=0",
 )
 
 
@@ -29,7 +31,7 @@ def small(tmp_path: Path) -> list[str]:
 def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which every stage of the small study is done and nothing is in MLflow yet."""
     root = tmp_path_factory.mktemp("finished") / "out"
-    config, _ = load_config([*SMALL, f"store={root}", "cluster.decode_workers=0"])
+    config, _ = load_config([*SMALL, f"store={root}"])
     assert LocalRunner(Store(root)).run(build_grid(config).targets).ok
     return root
 

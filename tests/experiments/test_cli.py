@@ -110,7 +110,7 @@ def test_a_plan_that_could_tell_nothing_apart_says_so(capsys: pytest.CaptureFixt
 
 
 def test_every_cell_of_a_plan_has_its_id_and_state(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    config, _ = load_config([*small, "cluster.decode_workers=0"])
+    config, _ = load_config(small)
     trial = build_grid(config).trials[0]
     LocalRunner(Store(Path(config.store))).run([trial.finetune])
     assert main(["plan", *small, "--cells"]) == 0

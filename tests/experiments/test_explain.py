@@ -11,7 +11,7 @@ from pipelines.engine import LocalRunner, Store
 def test_explain_names_the_changed_field_and_what_rests_on_it(
     small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, _ = load_config([*small, "cluster.decode_workers=0"])
+    config, _ = load_config(small)
     (trial, _) = build_grid(config).trials
     LocalRunner(Store(Path(config.store))).run([trial.finetune])
     cell = ["--cell", "m_rope-s0/v_niah_d/32/published"]
