@@ -3,10 +3,9 @@
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from experiments.config import Config
-from pipelines.data_stages import dataset_stage, frames_stage
+from pipelines.data_stages import dataset_stage, drawn_frames_stage
 from pipelines.dataset_folder import FolderDataset, folder_stages
 from pipelines.engine import Stage
 from pipelines.finetune import FinetunePlacement, Placement
@@ -66,7 +65,7 @@ def training_data(config: Config, placement: PreprocessPlacement) -> tuple[Stage
     if isinstance(data, FolderDataset):
         return folder_stages(data, budget, placement)
     dataset = dataset_stage(data)
-    return dataset, frames_stage(dataset, budget, placement)
+    return dataset, drawn_frames_stage(dataset, budget, placement)
 
 
 def training_placement(config: Config) -> FinetunePlacement:
@@ -74,7 +73,7 @@ def training_placement(config: Config) -> FinetunePlacement:
     training, data = config.cluster.training, config.dataset
     source = None
     if isinstance(data, FolderDataset):
-        source = Source(Path(data.root or "").resolve(), tuple(data.record_files()), data.quarantine_limit)
+        source = Source(data.folder, tuple(data.record_files()), data.quarantine_limit)
     return FinetunePlacement(
         model=config.model,
         source=source,

@@ -1,13 +1,13 @@
-"""The two stages that all trials of a study share: the data set's files, and their decoded frames."""
+"""The stages that all trials of a study share: a data set's files, and the decoded frames of whatever it shows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import preprocess
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
 from pipelines.preprocess import MediaSource, PreprocessIdentity, PreprocessPlacement
+from pipelines.preprocess import run as preprocess
 from pipelines.video.budget import FrameBudget
 from pipelines.video.synthetic import write_needle_benchmark, write_training_set
 
@@ -38,19 +38,34 @@ def dataset_stage(config: DatasetConfig) -> Stage:
     )
 
 
-def frames_stage(dataset: Stage, budget: FrameBudget, placement: PreprocessPlacement) -> Stage:
-    """Decode every video and picture of the data set once; ids are "dataset/PATH"."""
-    source = MediaSource(name=DATASET, records=("train.json",), files=("haystack/*.mp4", "needles/*.png"))
+def frames_stage(
+    source: MediaSource,
+    budget: FrameBudget,
+    placement: PreprocessPlacement,
+    *,
+    label: str,
+    inputs: Mapping[str, Stage] | None = None,
+    root: str | None = None,
+    quarantine_limit: float = 0.01,
+) -> Stage:
+    """Decode every video and picture of a source once; it lies in the input of its name, or in the folder `root`."""
+    identity = PreprocessIdentity(budget=budget, sources=(source,), quarantine_limit=quarantine_limit)
     return Stage(
         name="frames",
         code_version=2,
-        run=preprocess.run,
-        config=StageConfig(PreprocessIdentity(budget=budget, sources=(source,)), placement),
-        inputs={DATASET: dataset},
+        run=preprocess,
+        config=StageConfig(identity, placement if root is None else replace(placement, roots={source.name: root})),
+        inputs=inputs or {},
         # Ray Data's actors hold the CPUs; the task that drives them must not.
         resources=Resources(num_cpus=0),
-        label="decode videos",
+        label=label,
     )
+
+
+def drawn_frames_stage(dataset: Stage, budget: FrameBudget, placement: PreprocessPlacement) -> Stage:
+    """Decode every video and picture of the data set once; ids are "dataset/PATH"."""
+    source = MediaSource(name=DATASET, records=("train.json",), files=("haystack/*.mp4", "needles/*.png"))
+    return frames_stage(source, budget, placement, inputs={DATASET: dataset}, label="decode videos")
 
 
 def draw(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:

@@ -4,26 +4,25 @@ Its identity is its content, not its place: the record files whole, and of each 
 read at plan time: that takes hours. The preprocess stage keys them by their bytes.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.benchmarks.source import ABSENT, digest
+from pipelines.data_stages import DATASET, frames_stage
 from pipelines.datasets import Dataset, check_quarantine, read_dataset
-from pipelines.engine import Artifact, Resources, Stage, StageConfig
-from pipelines.preprocess import MediaSource, PreprocessIdentity, PreprocessPlacement
-from pipelines.preprocess import run as preprocess
+from pipelines.engine import Artifact, Stage, StageConfig
+from pipelines.preprocess import MediaSource, PreprocessPlacement, path_below
 from pipelines.video.budget import FrameBudget
-
-ABSENT = "absent"
 
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """Record files below `root` that match the globs `files`; media paths are relative to their record file's folder.
+    """Record files below `root` that match the globs `files`.
 
+    Media paths are absolute, or relative to their record file's folder.
     `num_samples` is what a plan reckons with before the folder is there. The frame budget is of one video.
     """
 
@@ -36,6 +35,11 @@ class FolderDataset:
     fps: float
     max_frames: int
     total_pixels: int
+
+    @property
+    def folder(self) -> Path:
+        """`root` in full: media may be named by absolute paths, and those below it are told by theirs."""
+        return Path(self.root or "").resolve()
 
     def record_files(self) -> list[str]:
         """The matching files, sorted, as paths below the root; none where the folder is not there."""
@@ -54,7 +58,6 @@ class FolderIdentity:
 
 def folder_stages(data: FolderDataset, budget: FrameBudget, placement: PreprocessPlacement) -> tuple[Stage, Stage]:
     """The stage that checks the folder, and the one that decodes its media; ids are "dataset/PATH"."""
-    files = data.record_files()
     dataset = Stage(
         name="dataset",
         code_version=1,
@@ -62,32 +65,13 @@ def folder_stages(data: FolderDataset, budget: FrameBudget, placement: Preproces
         config=StageConfig(FolderIdentity(data.name, content(data), data.quarantine_limit), data),
         label=f"check data set {data.name}",
     )
-    folders: dict[str, list[str]] = {}
-    for name in files:
-        folders.setdefault(Path(name).parent.as_posix(), []).append(Path(name).name)
-    sources = {("dataset" if folder == "." else f"dataset/{folder}"): folder for folder in sorted(folders)}
-    frames = Stage(
-        name="frames",
-        code_version=2,
-        run=preprocess,
-        config=StageConfig(
-            PreprocessIdentity(
-                budget=budget,
-                sources=tuple(
-                    MediaSource(name=name, records=tuple(folders[folder])) for name, folder in sources.items()
-                ),
-                quarantine_limit=data.quarantine_limit,
-            ),
-            PreprocessPlacement(
-                **{
-                    **asdict(placement),
-                    "roots": {name: str(Path(data.root or "") / folder) for name, folder in sources.items()},
-                }
-            ),
-        ),
+    frames = frames_stage(
+        MediaSource(name=DATASET, records=tuple(data.record_files())),
+        budget,
+        placement,
         inputs={"records": dataset},
-        # Ray Data's actors hold the CPUs; the task that drives them must not.
-        resources=Resources(num_cpus=0),
+        root=str(data.folder),
+        quarantine_limit=data.quarantine_limit,
         label="decode videos",
     )
     return dataset, frames
@@ -97,17 +81,9 @@ def content(data: FolderDataset) -> str:
     """The digest of the record files and of the names and sizes of their media; "absent" without the folder."""
     if not (files := data.record_files()):
         return ABSENT
-    digest = hashlib.sha256()
-    sizes: dict[str, int] = {}
-    for name in files:
-        path = Path(data.root or "") / name
-        digest.update(f"{name}\n".encode() + path.read_bytes())
-        for record in _read(path).records:
-            for item in record.media:
-                key = f"{Path(name).parent.as_posix()}:{item.path.relative_to(path.parent).as_posix()}"
-                sizes[key] = sizes.get(key) or item.path.stat().st_size
-    digest.update(json.dumps(sizes, sort_keys=True).encode())
-    return digest.hexdigest()
+    root = data.folder
+    media = {item.path for name in files for record in _read(root / name).records for item in record.media}
+    return digest(root, [root / name for name in files], {path_below(root, path) for path in media})
 
 
 def check(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
@@ -121,7 +97,7 @@ def check(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) ->
     unusable: list[dict[str, Any]] = []
     total = 0
     for name in data.record_files():
-        found = _read(Path(data.root or "") / name)
+        found = _read(data.folder / name)
         unusable += [{"file": name, **asdict(entry)} for entry in found.quarantined]
         total += len(found.records) + len(found.quarantined)
     reasons = [f"{entry['file']} line {entry['line']} ({entry['id']}): {entry['reason']}" for entry in unusable]

@@ -26,19 +26,18 @@ from pipelines.video.worker import DecodeProcess
 # Files of one Ray Data block. A lost node costs a block per worker and the progress moves once a block, but each block
 # costs about a tenth of a short film's decoding. They are smaller where files are few, so that every worker has some.
 FILES_PER_BLOCK, LEAST_BLOCKS_PER_WORKER = 8, 4
-
-Job = dict[str, str]
-
-
 QUARANTINED_RECORDS = "quarantined_records.jsonl"
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+Job = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaSource:
     """What to decode of one input: the media of its record files, and the files that match glob patterns.
 
-    `content`: a digest of what the source holds, where it is no stage's artifact.
+    Media paths are relative to their record file's folder. `content`: a digest of what the source holds, where it is no
+    stage's artifact.
     """
 
     name: str
@@ -68,7 +67,7 @@ class PreprocessPlacement:
 
 
 def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
-    """The stage: decode the media of all sources; ids are `media_id`s. It asks for 0 CPUs (see `preprocess_media`).
+    """The stage: decode the media of all sources; ids are `media_id`s.
 
     `quarantined_records.jsonl` names each record that is left out, for itself or for one of its media, with its line
     and the reason; in the result, `records` counts all of them and the files that patterns matched.
@@ -78,7 +77,7 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     entries: list[Entry] = []
     media: dict[str, Media] = {}
     for source in identity.sources:
-        root = source_root(source.name, inputs, placement)
+        root = _source_root(source.name, inputs, placement)
         for entry in _entries(source, root, identity.quarantine_limit):
             entries.append(entry)
             media.update(entry.media)
@@ -103,7 +102,7 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     }
 
 
-def source_root(name: str, inputs: Mapping[str, Artifact], placement: PreprocessPlacement) -> Path:
+def _source_root(name: str, inputs: Mapping[str, Artifact], placement: PreprocessPlacement) -> Path:
     """The folder of a source: an input of that name, else a root of the placement."""
     if name in inputs:
         return inputs[name].path
@@ -115,7 +114,12 @@ def source_root(name: str, inputs: Mapping[str, Artifact], placement: Preprocess
 
 def media_id(source: str, root: Path, path: Path) -> str:
     """The id of a file in the artifact: its source and its path below the source's root."""
-    return f"{source}/{path.relative_to(root).as_posix() if path.is_relative_to(root) else path}"
+    return f"{source}/{path_below(root, path)}"
+
+
+def path_below(root: Path, path: Path) -> str:
+    """The path from `root` on; a path that does not lie there, as a whole."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,8 @@ class Entry:
 
 def _entries(source: MediaSource, root: Path, quarantine_limit: float) -> Iterator[Entry]:
     for name in source.records:
-        dataset = read_dataset(root / name, media_root=root, quarantine_limit=quarantine_limit)
+        path = root / name
+        dataset = read_dataset(path, media_root=path.parent, quarantine_limit=quarantine_limit)
         for bad in dataset.quarantined:
             yield Entry(source.name, name, bad.line, bad.id, {}, bad.reason)
         for record in dataset.records:

@@ -73,11 +73,6 @@ def knows_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     return TURN_START in tokenizer.get_vocab()
 
 
-def video_ids(tokenizer: PreTrainedTokenizerBase, num_visual_tokens: int) -> list[int]:
-    """A video's placeholders between their marks: num_visual_tokens + 2 ids."""
-    return _marked(tokenizer, VIDEO_PAD, num_visual_tokens)
-
-
 def conversation(turns: Sequence[Turn], media: Sequence[Medium], *, chat: bool) -> list[Piece]:
     """A conversation's texts and media in reading order; raises BadSample for text that holds a special token."""
     waiting = iter(media)

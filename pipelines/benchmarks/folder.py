@@ -5,15 +5,14 @@ The folder's path is placement. Its content is the identity: the records as read
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.benchmarks.source import digest
-from pipelines.engine import Stage, StageConfig
-from pipelines.engine.stage import Resources
-from pipelines.preprocess import MediaSource, PreprocessIdentity, PreprocessPlacement
-from pipelines.preprocess import run as preprocess
+from pipelines.data_stages import frames_stage
+from pipelines.engine import Stage
+from pipelines.preprocess import MediaSource, PreprocessPlacement
 from pipelines.video.budget import FrameBudget
 
 # The source name of every such folder: two benchmarks on the same films share their frames and features.
@@ -79,18 +78,8 @@ def folder_frames_stage(
 
     content: their `media_digest`.
     """
-    files = tuple(f"{folder}/*" for folder in folders)
-    source = MediaSource(name=SOURCE, files=files, content=content)
-    identity = PreprocessIdentity(budget=budget, sources=(source,), quarantine_limit=1.0)
-    return Stage(
-        name="frames",
-        code_version=1,
-        run=preprocess,
-        config=StageConfig(identity, replace(placement, roots={**placement.roots, SOURCE: str(root)})),
-        # Ray Data's actors hold the CPUs; the task that drives them must not.
-        resources=Resources(num_cpus=0),
-        label=f"decode {name}",
-    )
+    source = MediaSource(name=SOURCE, files=tuple(f"{folder}/*" for folder in folders), content=content)
+    return frames_stage(source, budget, placement, root=str(root), quarantine_limit=1.0, label=f"decode {name}")
 
 
 def read_json_records(path: Path) -> list[Mapping[str, Any]]:

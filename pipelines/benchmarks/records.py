@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.benchmarks.choice import ChoiceBenchmark, Fields
 from pipelines.benchmarks.scoring import LETTERS
 from pipelines.benchmarks.source import ABSENT, annotation_files, digest, read_rows
+from pipelines.datasets import BadRecord
 
 VALIDATION, TEST = "validation", "test"
 INLINE_OPTION = re.compile(r"^\s*\(?([A-J])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
@@ -50,10 +51,6 @@ class Survey:
     @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(sorted({question.kind for question in self.questions}))
-
-
-class BadRecord(Exception):
-    """A record that gives no question; the message is the cause."""
 
 
 def survey(benchmark: ChoiceBenchmark) -> Survey:

@@ -59,7 +59,10 @@ def test_a_folder_of_videos_pictures_and_turns_is_checked_decoded_and_trained_on
     records = broken.parents[1] / "0_30_s_processed.json"
     torn = {"id": "torn", "video": "videos/torn.mp4", "conversations": [{"from": "human", "value": "<image>"}]}
     torn["conversations"].append({"from": "gpt", "value": "?"})  # type: ignore[attr-defined]
-    records.write_text(json.dumps([*json.loads(records.read_text()), torn]))
+    known = json.loads(records.read_text())
+    known[0]["video"] = str(shutil.move(records.parent / known[0]["video"], tmp_path / "elsewhere.mp4"))
+    known[1]["video"] = str(shutil.move(records.parent / known[1]["video"], records.parents[1] / "above.mp4"))
+    records.write_text(json.dumps([*known, torn]))
     dataset, frames = folder_stages(folder, world.BUDGET, placement)
     recipe = dataclasses.replace(world.RECIPE, steps=None, epochs=2, equal_lengths=False, cutoff_len=400)
     tuned = finetune_stage(
@@ -70,14 +73,14 @@ def test_a_folder_of_videos_pictures_and_turns_is_checked_decoded_and_trained_on
         dataset=dataset,
         frames=frames,
         group="g",
-        placement=FinetunePlacement(model, source=Source(Path(folder.root or ""), tuple(folder.record_files()), 0.2)),
+        placement=FinetunePlacement(model, source=Source(folder.folder, tuple(folder.record_files()), 0.2)),
         num_samples=folder.num_samples,
     )
     done = world.run(tmp_path, [tuned])
     assert done["dataset"].result == {"records": 9, "quarantined": 0}
     assert done["frames"].result["quarantined"] == 1
     found = done["finetune"].result
-    assert found["num_samples"] == 8  # the torn video's record went with it
+    assert found["num_samples"] == 8  # the torn video's record went with it, those of absolute paths stayed
     assert found["steps"] == 4  # two epochs of two batches of four
     assert sum(found["drawn_scales"].values()) == 2 * (VIDEOS + 4)  # one a medium: six videos, twice two pictures
     assert tuned.work_units == 16

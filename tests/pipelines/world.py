@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hope_core import Variant, get_variant
 from pipelines.benchmarks.needles import NeedleBenchmark
-from pipelines.data_stages import DatasetConfig, dataset_stage, frames_stage
+from pipelines.data_stages import DatasetConfig, dataset_stage, drawn_frames_stage
 from pipelines.engine import Artifact, LocalRunner, Stage, Store
 from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
 from pipelines.finetune import Recipe, finetune_stage
@@ -75,7 +75,7 @@ def benchmark(period_frames: int = 16, videos_per_depth: int = 2) -> NeedleBench
 def data_stages(root: Path) -> tuple[Stage, Stage]:
     dataset = dataset_stage(DATASET)
     placement = PreprocessPlacement(cache_dir=str(root / "cache"), num_workers=0, timeout_s=600)
-    return dataset, frames_stage(dataset, BUDGET, placement)
+    return dataset, drawn_frames_stage(dataset, BUDGET, placement)
 
 
 def trained(root: Path, variant: Variant | None = None, *, seed: int = 0) -> tuple[Stage, Stage]:
