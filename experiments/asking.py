@@ -6,12 +6,10 @@ from pathlib import Path
 
 from experiments.config import Config
 from experiments.training import cell_side
-from pipelines.asked import NiahQuestions, RulerQuestions, read_folder
+from pipelines.asked import FolderQuestions, read_folder
 from pipelines.benchmarks.choice import ChoiceBenchmark
-from pipelines.benchmarks.folder import folder_frames_stage, media_digest
-from pipelines.benchmarks.niah import NiahBenchmark
+from pipelines.benchmarks.folder import FolderBenchmark, folder_frames_stage, media_digest
 from pipelines.benchmarks.records import Survey, survey
-from pipelines.benchmarks.ruler import RulerBenchmark
 from pipelines.benchmarks.source import ABSENT
 from pipelines.engine import Stage, encode, fingerprint
 from pipelines.evaluate_choice import choice_frames_stage, choice_inputs, questions_stage
@@ -48,7 +46,7 @@ class NeedleFolder:
     `missing` says why it cannot run, if it cannot; it can be planned.
     """
 
-    asked: NiahQuestions | RulerQuestions
+    asked: FolderQuestions
     content: str
     frames: Stage
     budget: FrameBudget
@@ -68,7 +66,7 @@ def needle_folders(config: Config, placement: PreprocessPlacement) -> dict[str, 
     """The study's needle benchmarks from folders. Raises ValueError for records that cannot be used."""
     found = {}
     for name, benchmark in config.benchmarks.items():
-        if not isinstance(benchmark, NiahBenchmark | RulerBenchmark):
+        if not isinstance(benchmark, FolderBenchmark):
             continue
         root, limits = Path(benchmark.root), benchmark.budget
         budget = FrameBudget(
@@ -122,7 +120,7 @@ def choice_stages(config: Config, name: str, found: Survey, placement: Preproces
 def contexts_of(config: Config, benchmark: str) -> tuple[int, ...]:
     """The lengths that a benchmark is asked at, in its own unit."""
     found = config.benchmarks[benchmark]
-    if isinstance(found, NiahBenchmark | RulerBenchmark):
+    if isinstance(found, FolderBenchmark):
         return found.contexts
     return found.contexts_tokens if isinstance(found, ChoiceBenchmark) else config.study.contexts_frames
 

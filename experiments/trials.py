@@ -11,11 +11,11 @@ from hope_core import Variant, get_variant, make_variant
 from pipelines.asked import Asked
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.folder import SOURCE
-from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.benchmarks.needles import FILM_PREFIX, NEEDLE_PREFIX, NeedleBenchmark
 from pipelines.engine import Stage
 from pipelines.evaluate import EvaluatePlacement, evaluate_stage
 from pipelines.evaluate_choice import evaluate_choice_stage
-from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage, frozen_features_stage
+from pipelines.features import features_stage, frozen_features_stage
 from pipelines.finetune import finetune_stage
 from pipelines.pretrained import PretrainedModel
 

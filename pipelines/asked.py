@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.benchmarks import needles, niah, ruler
-from pipelines.benchmarks.folder import SOURCE
-from pipelines.benchmarks.needles import NeedleBenchmark, split_films
-from pipelines.benchmarks.niah import NiahBenchmark, NiahRecord
-from pipelines.benchmarks.ruler import NOISE, STACK, RulerBenchmark, RulerRecord
+from pipelines.benchmarks.folder import SOURCE, FolderRecord
+from pipelines.benchmarks.needles import FILM_PREFIX, NeedleBenchmark, read_needles, split_films
+from pipelines.benchmarks.niah import NiahBenchmark
+from pipelines.benchmarks.ruler import NOISE, RulerBenchmark
 from pipelines.benchmarks.videos import NeedleVideo
-from pipelines.features import FILM_PREFIX, Features, read_needles
+from pipelines.features import Features
 from pipelines.models import text_ids
 
 if TYPE_CHECKING:
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class NiahQuestions:
+class FolderQuestions:
     """A benchmark without the place of its folder, and the records read from it."""
 
-    benchmark: NiahBenchmark
-    records: tuple[NiahRecord, ...]
+    benchmark: NiahBenchmark | RulerBenchmark
+    records: tuple[FolderRecord, ...]
 
     @property
     def name(self) -> str:
@@ -36,36 +35,21 @@ class NiahQuestions:
         return len(self.benchmark.depths) * max(1, len(self.records))
 
 
-@dataclass(frozen=True)
-class RulerQuestions:
-    """A benchmark without the place of its folder, and the records read from it."""
-
-    benchmark: RulerBenchmark
-    records: tuple[RulerRecord, ...]
-
-    @property
-    def name(self) -> str:
-        return self.benchmark.name
-
-    @property
-    def num_videos_per_context(self) -> int:
-        return len(self.benchmark.depths) * max(1, len(self.records))
+Asked = NeedleBenchmark | FolderQuestions
 
 
-Asked = NeedleBenchmark | NiahQuestions | RulerQuestions
-
-
-def read_folder(benchmark: NiahBenchmark | RulerBenchmark, *, absent: bool = False) -> NiahQuestions | RulerQuestions:
+def read_folder(benchmark: NiahBenchmark | RulerBenchmark, *, absent: bool = False) -> FolderQuestions:
     """Read a folder benchmark's records; none of an absent folder, which can be planned and not run.
 
     Raises ValueError in one line where they cannot be used.
     """
-    placeless = replace(benchmark, root="")
-    if isinstance(placeless, NiahBenchmark):
-        assert isinstance(benchmark, NiahBenchmark)
-        return NiahQuestions(placeless, () if absent else niah.read_records(benchmark))
-    assert isinstance(benchmark, RulerBenchmark)
-    return RulerQuestions(placeless, () if absent else ruler.read_records(benchmark))
+    records: tuple[FolderRecord, ...] = ()
+    if not absent:
+        if isinstance(benchmark, NiahBenchmark):
+            records = niah.read_records(benchmark)
+        else:
+            records = ruler.read_records(benchmark)
+    return FolderQuestions(replace(benchmark, root=""), records)
 
 
 class Videos:
@@ -84,12 +68,15 @@ class Videos:
         if isinstance(asked, NeedleBenchmark):
             assert dataset is not None
             self._needles = read_needles(dataset / "needles.json")
-            self._films = _split(features.lengths(FILM_PREFIX), asked.name, asked.num_validation_films, split)
+            benchmark: NeedleBenchmark | NiahBenchmark | RulerBenchmark = asked
+            lengths = features.lengths(FILM_PREFIX)
         else:
-            lengths = features.lengths(f"{SOURCE}/{asked.benchmark.films}/")
-            if isinstance(asked, RulerQuestions) and asked.benchmark.task == STACK:
-                lengths = {record.video: lengths.get(record.video) for record in asked.records if record.video}
-            self._films = _split(lengths, asked.benchmark.name, asked.benchmark.num_validation_films, split)
+            benchmark = asked.benchmark
+            lengths = features.lengths(f"{SOURCE}/{benchmark.films}/")
+            own = [record.video for record in asked.records if record.video]
+            if own:
+                lengths = {video: lengths.get(video) for video in own}
+        self._films = split_films(lengths, asked.name, benchmark.num_validation_films, split)
 
     def of_length(self, context: int, *, frames_per_cell: int) -> list[NeedleVideo]:
         """Every video of one context, in a fixed order. Raises ValueError where a film is too short."""
@@ -102,16 +89,9 @@ class Videos:
                 context_frames=context,
                 frames_per_cell=frames_per_cell,
             )
-        if isinstance(asked, NiahQuestions):
-            return niah.compose(asked.benchmark, asked.records, films=self._films, context=context)
-        video_cells = asked.benchmark.budget.max_frames // frames_per_cell
+        benchmark = asked.benchmark
+        if isinstance(benchmark, NiahBenchmark):
+            return niah.compose(benchmark, asked.records, films=self._films, context=context)
+        video_cells = benchmark.budget.max_frames // frames_per_cell
         num_noises = max(0, context - video_cells) * self._tokens_per_cell // self._noise_tokens
-        return ruler.compose(asked.benchmark, asked.records, films=self._films, context=context, num_noises=num_noises)
-
-
-def _split(
-    films: Mapping[str, int | None], name: str, num_validation_films: int, split: str
-) -> Mapping[str, int | None]:
-    if num_validation_films == 0 and split == "test":
-        return films
-    return split_films(films, name, num_validation_films, split)
+        return ruler.compose(benchmark, asked.records, films=self._films, context=context, num_noises=num_noises)

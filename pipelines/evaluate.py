@@ -214,7 +214,7 @@ class Evaluator:
             asked = range(len(batch[0].questions))
             answered = [self._answer(reader, rows, batch, [video.questions[n] for video in batch]) for n in asked]
             seconds = (time.perf_counter() - start) / (len(asked) * len(batch))
-            count = self.prefill[batch[0].context_frames]
+            count = self.prefill[batch[0].context]
             count.frames += (reader.read_tokens - read) // self._features.tokens_per_cell
             count.naive_frames += (reader.naive_tokens - naive) // self._features.tokens_per_cell
             for place, video in enumerate(batch):
@@ -274,7 +274,7 @@ class Evaluator:
             "benchmark": self._videos.name,
             "video": video.film,
             "kind": question.kind,
-            "context": video.context_frames,
+            "context": video.context,
             "depth": video.depth,
             "prompt": question.prompt,
             "prediction": "",

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.attention import load_to_answer, stock_to_answer
-from pipelines.benchmarks.needles import Needle
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.finetune.recipe import Recipe
 from pipelines.pretrained import Normalisation, PretrainedModel, normalisation_of
@@ -29,8 +28,6 @@ from pipelines.video.frames import FrameStore, open_frames
 # The stage is declared, and its study planned, without torch, which takes two seconds to import: what runs brings it.
 if TYPE_CHECKING:
     from torch import Tensor
-
-FILM_PREFIX, NEEDLE_PREFIX = "dataset/haystack/", "dataset/needles/"
 
 # Patches that the vision tower reads at once: bounds its memory, whatever the length of a film.
 PATCHES_PER_BATCH = 32768
@@ -197,12 +194,3 @@ def open_features(path: Path) -> Features:
         grid=(height, width),
         missing=about["missing"],
     )
-
-
-def read_needles(path: Path) -> list[Needle]:
-    """The needle records of a V-NIAH `needles.json` (LongVA's path, prompt, answer, and a marker)."""
-    records = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        Needle(media=f"dataset/{r['path']}", marker=r["marker"], prompt=r["prompt"], answer=r["answer"])
-        for r in records
-    ]

@@ -4,12 +4,13 @@ The folder's path is placement. Its content is the identity: the records as read
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from pipelines.benchmarks.source import digest
+from pipelines.benchmarks.videos import NeedleVideo, Question
 from pipelines.data_stages import frames_stage
 from pipelines.engine import Stage
 from pipelines.preprocess import MediaSource, PreprocessPlacement
@@ -29,28 +30,57 @@ class FolderBudget:
     frame_width: int
 
 
-class Grid(Protocol):
-    """The part of a benchmark that `check_grid` looks at."""
+@dataclass(frozen=True)
+class FolderBenchmark:
+    """A grid of lengths and depths over the films of a folder; part of every result's identity but for `root`.
+
+    `records` is a JSON file in `root`; `films` and `pictures` are folders in it. Lengths are in cells.
+    """
+
+    name: str
+    root: str
+    records: str
+    films: str
+    pictures: str
+    budget: FolderBudget
+    contexts: tuple[int, ...]
+    depths: tuple[float, ...]
+    num_validation_films: int
+    preamble: str
+    postprompt: str
+    seed: int
+
+    context_unit: ClassVar[str] = "cells"
+
+    def __post_init__(self) -> None:
+        place = f"benchmark.{self.name}"
+        if not self.contexts or min(self.contexts) < 1:
+            raise ValueError(f"{place}.contexts is {list(self.contexts)}; give lengths of 1 cell or more")
+        if not self.depths or any(not 0 <= depth <= 1 for depth in self.depths):
+            raise ValueError(f"{place}.depths is {list(self.depths)}; give numbers from 0 to 1")
+        if self.num_validation_films < 0:
+            raise ValueError(f"{place}.num_validation_films is {self.num_validation_films}; it must be 0 or more")
 
     @property
-    def name(self) -> str: ...
+    def title(self) -> str:
+        return self.name.upper().replace("_", "-")
+
     @property
-    def contexts(self) -> tuple[int, ...]: ...
-    @property
-    def depths(self) -> tuple[float, ...]: ...
-    @property
-    def num_validation_films(self) -> int: ...
+    def folders(self) -> tuple[str, ...]:
+        """The folders whose files are shown."""
+        return (self.films, self.pictures)
 
 
-def check_grid(benchmark: Grid) -> None:
-    """Raise ValueError for lengths or depths that cannot be."""
-    place = f"benchmark.{benchmark.name}"
-    if not benchmark.contexts or min(benchmark.contexts) < 1:
-        raise ValueError(f"{place}.contexts is {list(benchmark.contexts)}; give lengths of 1 cell or more")
-    if not benchmark.depths or any(not 0 <= depth <= 1 for depth in benchmark.depths):
-        raise ValueError(f"{place}.depths is {list(benchmark.depths)}; give numbers from 0 to 1")
-    if benchmark.num_validation_films < 0:
-        raise ValueError(f"{place}.num_validation_films is {benchmark.num_validation_films}; it must be 0 or more")
+@dataclass(frozen=True)
+class FolderRecord:
+    """What is asked: with `pictures` in a film, by media id, or of a `video` of its own; `options` to choose from."""
+
+    id: str
+    prompt: str
+    answer: str
+    pictures: tuple[str, ...] = ()
+    video: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def media_id(folder: str, path: str) -> str:
@@ -101,10 +131,39 @@ def require(record: Mapping[str, Any], names: Sequence[str], path: Path, number:
     return {name: record[name] for name in names}
 
 
-def in_final_cells(insertions: Sequence[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
-    """Pictures given by the film cell that they are put in front of, by the cell that they take; ties keep order."""
-    ordered = sorted(insertions, key=lambda item: item[0])
-    return tuple((place + before, picture) for before, (place, picture) in enumerate(ordered))
+def make_video(
+    benchmark: FolderBenchmark,
+    record: FolderRecord,
+    kind: str,
+    *,
+    film: str,
+    num_film_cells: int,
+    context: int,
+    depth: tuple[int, float | None],
+    pictures: Iterable[tuple[int, str]] = (),
+    noise_before: str = "",
+    noise_after: str = "",
+) -> NeedleVideo:
+    """A film from its start with a record's question after it.
+
+    depth: its number in the grid, and itself if it has one. pictures: each with the film cell that it is put in front
+    of; ties keep their order.
+    """
+    number, share = depth
+    video_id = f"{film}/{context}/{number:02d}/{record.id}"
+    in_order = sorted(pictures, key=lambda item: item[0])
+    prompt = noise_after + record.prompt + benchmark.postprompt
+    return NeedleVideo(
+        id=video_id,
+        film=film,
+        start=0,
+        num_film_cells=num_film_cells,
+        context=context,
+        depth=share,
+        insertions=tuple((place + before, picture) for before, (place, picture) in enumerate(in_order)),
+        questions=(Question(f"{video_id}/{kind}", kind, prompt, record.answer, record.options),),
+        before=benchmark.preamble + noise_before,
+    )
 
 
 def check_length(name: str, films: Mapping[str, int | None], context: int) -> None:

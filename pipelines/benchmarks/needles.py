@@ -7,15 +7,18 @@ Deviates: besides the retrieval question each video asks an order question ("fir
 answer too lies at the video's depth; and distractors stand at every multiple of the period, not at the first only.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from pipelines.benchmarks.videos import NeedleVideo, Question
+from pipelines.benchmarks.videos import RETRIEVAL, NeedleVideo, Question
 
-RETRIEVAL, ORDER = "retrieval", "order"
+ORDER = "order"
+FILM_PREFIX, NEEDLE_PREFIX = "dataset/haystack/", "dataset/needles/"
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,25 @@ class Needle:
     answer: str
 
 
+def read_needles(path: Path) -> list[Needle]:
+    """The needle records of a V-NIAH `needles.json` (LongVA's path, prompt, answer, and a marker)."""
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Needle(media=f"dataset/{r['path']}", marker=r["marker"], prompt=r["prompt"], answer=r["answer"])
+        for r in records
+    ]
+
+
 def split_films(
     films: Mapping[str, int | None], name: str, num_validation_films: int, split: str
 ) -> dict[str, int | None]:
-    """The films (id -> cells) of "validation" or "test"; the two share none. Raises ValueError if one is empty."""
+    """The films (id -> cells) of "validation" or "test"; the two share none. Raises ValueError if one is empty.
+
+    Without any for validation all are for the test.
+    """
     names = sorted(films)
+    if num_validation_films == 0 and split == "test":
+        return dict(films)
     if not 0 < num_validation_films < len(names):
         raise ValueError(
             f"benchmark.{name}.num_validation_films is {num_validation_films} of {len(names)} films; "
@@ -113,7 +130,7 @@ def compose(
                 film=film,
                 start=start,
                 num_film_cells=cells,
-                context_frames=context_frames,
+                context=context_frames,
                 depth=depth,
                 insertions=insertions,
                 questions=tuple(Question(f"{video_id}/{kind}", kind, *asked) for kind, asked in questions.items()),

@@ -15,72 +15,36 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from pipelines.benchmarks.folder import (
-    FolderBudget,
-    check_grid,
+    FolderBenchmark,
+    FolderRecord,
     check_length,
-    in_final_cells,
+    make_video,
     media_id,
     read_json_records,
     require,
 )
-from pipelines.benchmarks.videos import NeedleVideo, Question
+from pipelines.benchmarks.videos import RETRIEVAL, NeedleVideo
 
 
 @dataclass(frozen=True)
-class NiahBenchmark:
-    """A grid of lengths, depths and needles over the films of a folder; part of every result's identity but for `root`.
-
-    `records` is a JSON file in `root`; `films` and `pictures` are folders in it. `distractor_period`: cells between a
-    needle and its distractor, 0 for none.
-    """
+class NiahBenchmark(FolderBenchmark):
+    """A grid of lengths, depths and needles. `distractor_period`: cells from a needle to its distractor, 0 for none."""
 
     kind: Literal["niah"]
-    name: str
-    root: str
-    records: str
-    films: str
-    pictures: str
-    budget: FolderBudget
-    contexts: tuple[int, ...]
-    depths: tuple[float, ...]
     distractor_period: int
-    num_validation_films: int
-    preamble: str
-    postprompt: str
-    seed: int
 
-    context_unit: ClassVar[str] = "cells"
     scorer: ClassVar[str] = "exact_match@1"
     chance: ClassVar[float] = 0.0  # answers are free text or letters with an option's text
-    question_kinds: ClassVar[tuple[str, ...]] = ("retrieval",)
+    question_kinds: ClassVar[tuple[str, ...]] = (RETRIEVAL,)
 
     def __post_init__(self) -> None:
-        check_grid(self)
+        super().__post_init__()
         if self.distractor_period < 0:
             raise ValueError(f"benchmark.{self.name}.distractor_period is {self.distractor_period}; 0 is none")
 
-    @property
-    def title(self) -> str:
-        return self.name.upper().replace("_", "-")
 
-    @property
-    def folders(self) -> tuple[str, ...]:
-        return (self.films, self.pictures)
-
-
-@dataclass(frozen=True)
-class NiahRecord:
-    """One line of `needles.json`: pictures by media id, and what is asked."""
-
-    id: str
-    picture: str
-    distractor: str | None
-    prompt: str
-    answer: str
-
-
-def read_records(benchmark: NiahBenchmark) -> tuple[NiahRecord, ...]:
-    """The records of LongVA's `path`, `prompt` and `answer`, with `interrupt_path` for V-NIAH-D.
+def read_records(benchmark: NiahBenchmark) -> tuple[FolderRecord, ...]:
+    """The records of LongVA's `path`, `prompt` and `answer`; with distractors, `interrupt_path` is a second picture.
 
     Raises ValueError for a file or record of another form.
     """
@@ -88,57 +52,46 @@ def read_records(benchmark: NiahBenchmark) -> tuple[NiahRecord, ...]:
     made = []
     for number, record in enumerate(read_json_records(path)):
         found = require(record, ("path", "prompt", "answer"), path, number)
-        distractor = record.get("interrupt_path")
-        if distractor is None and benchmark.distractor_period:
-            raise ValueError(
-                f"{path} record {number}: no interrupt_path; set benchmark.{benchmark.name}.distractor_period=0"
-            )
-        made.append(
-            NiahRecord(
-                id=f"{number:02d}",
-                picture=media_id(benchmark.pictures, found["path"]),
-                distractor=None if distractor is None else media_id(benchmark.pictures, str(distractor)),
-                prompt=found["prompt"],
-                answer=found["answer"],
-            )
-        )
+        shown = [found["path"]]
+        if benchmark.distractor_period:
+            if record.get("interrupt_path") is None:
+                raise ValueError(
+                    f"{path} record {number}: no interrupt_path; set benchmark.{benchmark.name}.distractor_period=0"
+                )
+            shown.append(str(record["interrupt_path"]))
+        pictures = tuple(media_id(benchmark.pictures, name) for name in shown)
+        made.append(FolderRecord(f"{number:02d}", found["prompt"], found["answer"], pictures))
     return tuple(made)
 
 
 def compose(
-    benchmark: NiahBenchmark, records: Sequence[NiahRecord], *, films: Mapping[str, int | None], context: int
+    benchmark: NiahBenchmark, records: Sequence[FolderRecord], *, films: Mapping[str, int | None], context: int
 ) -> list[NeedleVideo]:
     """The videos of one length: every depth of every record in every film.
 
     films: id -> cells, None where that is not known (the film cannot be read). Raises ValueError for a film too short.
     """
     check_length(benchmark.name, films, context)
+    period = benchmark.distractor_period
     videos = []
     for film in sorted(films):
         for depth_number, depth in enumerate(benchmark.depths):
             for number, record in enumerate(records):
                 place = int(depth * context + 1e-9)  # 0.6 * 1500 is 899.99...
                 rng = np.random.default_rng([benchmark.seed, context, depth_number, number])
-                insertions = [(place, record.picture)]
-                if record.distractor is not None and benchmark.distractor_period:
-                    side = _side(rng, place, context, benchmark.distractor_period)
-                    if side:
-                        insertions.append((place + side * benchmark.distractor_period, record.distractor))
-                video_id = f"{film}/{context}/{depth_number:02d}/{record.id}"
-                question = Question(
-                    f"{video_id}/retrieval", "retrieval", record.prompt + benchmark.postprompt, record.answer
-                )
+                pictures = [(place, record.pictures[0])]
+                if period and (side := _side(rng, place, context, period)):
+                    pictures.append((place + side * period, record.pictures[1]))
                 videos.append(
-                    NeedleVideo(
-                        id=video_id,
+                    make_video(
+                        benchmark,
+                        record,
+                        RETRIEVAL,
                         film=film,
-                        start=0,
                         num_film_cells=context,
-                        context_frames=context,
-                        depth=depth,
-                        insertions=in_final_cells(insertions),
-                        questions=(question,),
-                        before=benchmark.preamble,
+                        context=context,
+                        depth=(depth_number, depth),
+                        pictures=pictures,
                     )
                 )
     return videos

@@ -17,16 +17,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from pipelines.benchmarks.folder import (
-    FolderBudget,
-    check_grid,
+    FolderBenchmark,
+    FolderRecord,
     check_length,
-    in_final_cells,
+    make_video,
     media_id,
     read_json_records,
     require,
 )
 from pipelines.benchmarks.scoring import parse_answer
-from pipelines.benchmarks.videos import NeedleVideo, Question
+from pipelines.benchmarks.videos import NeedleVideo
 
 COUNTING, ORDERING, MULTI_KEY, STACK = "counting", "ordering", "multi_key_multi_value", "lengthy_multimodal_stack"
 Task = Literal["counting", "ordering", "multi_key_multi_value", "lengthy_multimodal_stack"]
@@ -34,42 +34,25 @@ NOISE = "This is noise text, please ignore it."
 
 
 @dataclass(frozen=True)
-class RulerBenchmark:
-    """One of V-RULER's tasks over the films of a folder; part of every result's identity but for `root`.
+class RulerBenchmark(FolderBenchmark):
+    """One of V-RULER's tasks.
 
     The stack's `films` are the records' own videos, and its noise fills a context of as many tokens. `depth_window`:
     the share of a video that holds all needles of a multi-key record.
     """
 
     kind: Literal["ruler"]
-    name: str
     task: Task
-    root: str
-    records: str
-    films: str
-    pictures: str
-    budget: FolderBudget
-    contexts: tuple[int, ...]
-    depths: tuple[float, ...]
     depth_window: float
-    num_validation_films: int
-    preamble: str
-    postprompt: str
-    seed: int
 
-    context_unit: ClassVar[str] = "cells"
     chance: ClassVar[float] = 0.25  # most records have four options
 
     def __post_init__(self) -> None:
-        check_grid(self)
+        super().__post_init__()
         if not 0 < self.depth_window <= 1:
             raise ValueError(
                 f"benchmark.{self.name}.depth_window is {self.depth_window}; give a share above 0, up to 1"
             )
-
-    @property
-    def title(self) -> str:
-        return self.name.upper().replace("_", "-")
 
     @property
     def scorer(self) -> str:
@@ -84,26 +67,14 @@ class RulerBenchmark:
         return (self.films,) if self.task == STACK else (self.films, self.pictures)
 
 
-@dataclass(frozen=True)
-class RulerRecord:
-    """One question; `pictures` by media id, or the stack's own `video` and its options."""
-
-    id: str
-    pictures: tuple[str, ...]
-    video: str | None
-    prompt: str
-    answer: str
-    options: tuple[str, ...] = ()
-
-
-def read_records(benchmark: RulerBenchmark) -> tuple[RulerRecord, ...]:
+def read_records(benchmark: RulerBenchmark) -> tuple[FolderRecord, ...]:
     """The records of the task's released file. Raises ValueError for a file or record of another form."""
     path = Path(benchmark.root) / benchmark.records
     read = _stack_record if benchmark.task == STACK else _needle_record
     return tuple(read(benchmark, record, path, number) for number, record in enumerate(read_json_records(path)))
 
 
-def _needle_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: Path, number: int) -> RulerRecord:
+def _needle_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: Path, number: int) -> FolderRecord:
     found = require(record, ("prompt", "answer"), path, number)
     names = record.get("path")
     if isinstance(names, str):  # multi_key_multi_value.json writes its list as a text
@@ -112,10 +83,10 @@ def _needle_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: P
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} record {number}: 'path' is {names!r}; it must be a list of pictures")
     pictures = tuple(media_id(benchmark.pictures, name) for name in names)
-    return RulerRecord(f"{number:02d}", pictures, None, found["prompt"], found["answer"])
+    return FolderRecord(f"{number:02d}", found["prompt"], found["answer"], pictures)
 
 
-def _stack_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: Path, number: int) -> RulerRecord:
+def _stack_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: Path, number: int) -> FolderRecord:
     found = require(record, ("question", "video_path", "answer"), path, number)
     options = record.get("candidates")
     if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
@@ -125,12 +96,12 @@ def _stack_record(benchmark: RulerBenchmark, record: Mapping[str, Any], path: Pa
     listed = [f"({chr(ord('A') + place)}) {option}" for place, option in enumerate(options)]
     prompt = "\n".join([f"Question: {found['question']}", "Options:", *listed])
     video = media_id(benchmark.films, found["video_path"])
-    return RulerRecord(f"{number:02d}", (), video, prompt, found["answer"], tuple(options))
+    return FolderRecord(f"{number:02d}", prompt, found["answer"], video=video, options=tuple(options))
 
 
 def compose(
     benchmark: RulerBenchmark,
-    records: Sequence[RulerRecord],
+    records: Sequence[FolderRecord],
     *,
     films: Mapping[str, int | None],
     context: int,
@@ -163,15 +134,15 @@ def compose(
                         )
                     places = np.sort(rng.integers(first, last, len(record.pictures)))
                 videos.append(
-                    _video(
+                    make_video(
                         benchmark,
                         record,
-                        video_id=f"{film}/{context}/{depth_number:02d}/{record.id}",
+                        benchmark.task,
                         film=film,
                         num_film_cells=context,
                         context=context,
-                        depth=depth,
-                        insertions=in_final_cells(list(zip(places.tolist(), record.pictures, strict=True))),
+                        depth=(depth_number, depth),
+                        pictures=zip(places.tolist(), record.pictures, strict=True),
                     )
                 )
     return videos
@@ -179,7 +150,7 @@ def compose(
 
 def _stacks(
     benchmark: RulerBenchmark,
-    records: Sequence[RulerRecord],
+    records: Sequence[FolderRecord],
     films: Mapping[str, int | None],
     context: int,
     num_noises: int,
@@ -191,50 +162,16 @@ def _stacks(
             if record.video is None or record.video not in films:
                 continue
             videos.append(
-                _video(
+                make_video(
                     benchmark,
                     record,
-                    video_id=f"{record.video}/{context}/{depth_number:02d}/{record.id}",
+                    benchmark.task,
                     film=record.video,
                     num_film_cells=films[record.video] or 0,
                     context=context,
-                    depth=depth,
-                    insertions=(),
+                    depth=(depth_number, depth),
                     noise_before=NOISE * int(num_noises * (1 - depth) + 1e-9),
                     noise_after=NOISE * int(num_noises * depth + 1e-9),
                 )
             )
     return videos
-
-
-def _video(
-    benchmark: RulerBenchmark,
-    record: RulerRecord,
-    *,
-    video_id: str,
-    film: str,
-    num_film_cells: int,
-    context: int,
-    depth: float | None,
-    insertions: tuple[tuple[int, str], ...],
-    noise_before: str = "",
-    noise_after: str = "",
-) -> NeedleVideo:
-    question = Question(
-        f"{video_id}/{benchmark.task}",
-        benchmark.task,
-        noise_after + record.prompt + benchmark.postprompt,
-        record.answer,
-        record.options,
-    )
-    return NeedleVideo(
-        id=video_id,
-        film=film,
-        start=0,
-        num_film_cells=num_film_cells,
-        context_frames=context,
-        depth=depth,
-        insertions=insertions,
-        questions=(question,),
-        before=benchmark.preamble + noise_before,
-    )

@@ -5,6 +5,8 @@ A *cell* is one temporal patch of the model (temporal_patch_size frames).
 
 from dataclasses import dataclass
 
+RETRIEVAL = "retrieval"  # the kind of question that asks for one needle
+
 
 @dataclass(frozen=True)
 class Question:
@@ -24,14 +26,15 @@ class Question:
 class NeedleVideo:
     """Film cells `start..start + num_film_cells`, the media of `insertions` (final cell, media id) put in between.
 
-    `before` is the text in front of the video. `depth` is None where a benchmark's needles have no one depth.
+    `before` is the text in front of the video. `context` is in the benchmark's own unit. `depth` is None where its
+    needles have no one depth.
     """
 
     id: str
     film: str
     start: int
     num_film_cells: int
-    context_frames: int
+    context: int
     depth: float | None
     insertions: tuple[tuple[int, str], ...]
     questions: tuple[Question, ...]

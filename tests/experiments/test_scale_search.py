@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from experiments.config import ScaleRange
 from experiments.scale_points import Reference, key_of, measure, summary
 from experiments.scale_search import SearchIdentity, SearchPlacement, run
+from pipelines.benchmarks.needles import FILM_PREFIX
 from pipelines.engine import Artifact, StageConfig
-from pipelines.features import FILM_PREFIX, open_features
+from pipelines.features import open_features
 from tests.pipelines import world
 
 SCALES = (0.25, 1.0, 4.0)

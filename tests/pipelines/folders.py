@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from hope_core import Variant
 from hope_core.modeling import install
 from pipelines import features
-from pipelines.asked import NiahQuestions, RulerQuestions
-from pipelines.benchmarks.folder import SOURCE, FolderBudget, folder_frames_stage, media_digest
+from pipelines.asked import FolderQuestions
+from pipelines.benchmarks.folder import SOURCE, FolderBenchmark, FolderBudget, folder_frames_stage, media_digest
 from pipelines.benchmarks.niah import NiahBenchmark
 from pipelines.benchmarks.ruler import RulerBenchmark, Task
 from pipelines.engine import Artifact, StageConfig
@@ -154,7 +154,7 @@ def byte_pair_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def evaluation_inputs(
-    out: Path, benchmark: NiahBenchmark | RulerBenchmark, asked: NiahQuestions | RulerQuestions, variant: Variant
+    out: Path, benchmark: FolderBenchmark, asked: FolderQuestions, variant: Variant
 ) -> dict[str, Artifact]:
     """The artifacts that an evaluation of an untrained model of this variant rests on, made in this process."""
     texts = [f"{PREAMBLE}{record.prompt}{record.answer}{POSTPROMPT}" for record in asked.records]

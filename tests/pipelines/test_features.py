@@ -10,8 +10,9 @@ import torch
 from hope_core import get_variant
 from hope_core.modeling import load
 from pipelines.attention import stock_to_answer
+from pipelines.benchmarks.needles import FILM_PREFIX
 from pipelines.engine import Artifact, StageConfig
-from pipelines.features import FILM_PREFIX, FrozenFeaturesIdentity, FrozenTower, open_features, run
+from pipelines.features import FrozenFeaturesIdentity, FrozenTower, open_features, run
 from pipelines.finetune import Lora, Recipe
 from pipelines.finetune.model import make_model, save_model
 from pipelines.pretrained import PREPROCESSOR, PretrainedModel, normalisation_of

@@ -1,7 +1,7 @@
 import pytest
 
-from pipelines.benchmarks.needles import ORDER, RETRIEVAL, Needle, compose, split_films
-from pipelines.benchmarks.videos import NeedleVideo
+from pipelines.benchmarks.needles import ORDER, Needle, compose, split_films
+from pipelines.benchmarks.videos import RETRIEVAL, NeedleVideo
 from tests.pipelines.world import benchmark
 
 FILMS = {f"film/{number:03d}": 60 for number in range(5)}

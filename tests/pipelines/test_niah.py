@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from hope_core import compute_positions, get_variant
 from hope_core.modeling import load, variant_of, vision_tokens
-from pipelines.asked import NiahQuestions, read_folder
-from pipelines.benchmarks.niah import NiahRecord, compose, read_records
+from pipelines.asked import FolderQuestions, read_folder
+from pipelines.benchmarks.folder import FolderRecord
+from pipelines.benchmarks.niah import compose, read_records
 from pipelines.engine import Artifact, StageConfig
 from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, Evaluator, run
 from pipelines.features import open_features
@@ -23,7 +24,7 @@ from pipelines.prefill import cell_numbers
 from tests.pipelines import folders
 
 FILM = {"folder/haystack/movie0.mp4": 3000}
-RECORDS = tuple(NiahRecord(f"{n:02d}", f"needle{n}", f"twin{n}", "\nWhich?", "A") for n in range(5))
+RECORDS = tuple(FolderRecord(f"{n:02d}", "\nWhich?", "A", (f"needle{n}", f"twin{n}")) for n in range(5))
 PUBLISHED = tuple(range(100, 3000, 200))
 
 
@@ -39,7 +40,7 @@ def test_the_published_grid_is_every_needle_at_six_depths_of_fifteen_lengths(tmp
     for video in videos:
         ((place, picture),) = shown(video)
         assert video.start == 0
-        assert place == round(video.depth * video.context_frames)
+        assert place == round(video.depth * video.context)
         assert picture == f"needle{int(video.id[-2:])}"
 
 
@@ -103,19 +104,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(root: Path) -> NiahQuestions:
-    questions = read_folder(folders.niah(root, distractor_period=3))
-    assert isinstance(questions, NiahQuestions)
-    return questions
+def asked(root: Path) -> FolderQuestions:
+    return read_folder(folders.niah(root, distractor_period=3))
 
 
 @pytest.fixture(scope="module")
-def inputs(root: Path, asked: NiahQuestions, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def inputs(root: Path, asked: FolderQuestions, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     out = tmp_path_factory.mktemp("made")
     return folders.evaluation_inputs(out, folders.niah(root), asked, get_variant("hope").at_scale(0.75))
 
 
-def config(asked: NiahQuestions, contexts: tuple[int, ...] = (6, 12, 18)) -> StageConfig:
+def config(asked: FolderQuestions, contexts: tuple[int, ...] = (6, 12, 18)) -> StageConfig:
     return StageConfig(EvaluateIdentity(asked, contexts, 0.75), EvaluatePlacement(chunk_tokens=32))
 
 
@@ -128,7 +127,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def test_shared_answers_are_those_of_one_full_forward_each(
-    inputs: dict[str, Artifact], asked: NiahQuestions, tmp_path: Path
+    inputs: dict[str, Artifact], asked: FolderQuestions, tmp_path: Path
 ) -> None:
     result = run(config(asked), inputs, tmp_path)
     written = {line["id"]: line for line in lines(tmp_path)}
@@ -160,7 +159,7 @@ def test_shared_answers_are_those_of_one_full_forward_each(
 
 
 def test_the_result_counts_the_frames_that_were_read_and_those_of_a_naive_loop(
-    inputs: dict[str, Artifact], asked: NiahQuestions, tmp_path: Path
+    inputs: dict[str, Artifact], asked: FolderQuestions, tmp_path: Path
 ) -> None:
     result = run(config(asked), inputs, tmp_path)
     features = open_features(inputs["features"].path)
@@ -199,7 +198,7 @@ evaluate.run(test_niah.config(asked), inputs, out)
 
 
 def test_a_grid_that_was_killed_goes_on_after_its_last_line_and_ends_with_the_same_file(
-    root: Path, inputs: dict[str, Artifact], asked: NiahQuestions, tmp_path: Path
+    root: Path, inputs: dict[str, Artifact], asked: FolderQuestions, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
@@ -215,9 +214,10 @@ def test_a_grid_that_was_killed_goes_on_after_its_last_line_and_ends_with_the_sa
     assert lines(cut) == lines(whole)
 
 
-def test_validation_and_test_questions_share_no_film(inputs: dict[str, Artifact], asked: NiahQuestions) -> None:
+def test_validation_and_test_questions_share_no_film(inputs: dict[str, Artifact], asked: FolderQuestions) -> None:
     films = {
-        split: {v.film for v in Evaluator(inputs, asked, split=split).videos(6)} for split in ("validation", "test")
+        split: {v.film for v in Evaluator(inputs, asked, split=split).videos(6)}
+        for split in ("validation", "test")
     }
     assert films == {"validation": {"folder/haystack/movie0.mp4"}, "test": {"folder/haystack/movie1.mp4"}}
 

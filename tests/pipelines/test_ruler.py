@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hope_core import get_variant
-from pipelines.asked import RulerQuestions, read_folder
-from pipelines.benchmarks.ruler import NOISE, RulerRecord, compose, read_records
+from pipelines.asked import read_folder
+from pipelines.benchmarks.folder import FolderRecord
+from pipelines.benchmarks.ruler import NOISE, compose, read_records
 from pipelines.benchmarks.scoring import parse_answer
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.engine import StageConfig
@@ -19,8 +20,8 @@ from tests.pipelines import folders
 FILMS = {"film": 200}
 
 
-def record(*pictures: str) -> RulerRecord:
-    return RulerRecord("00", pictures, None, "?", "A")
+def record(*pictures: str) -> FolderRecord:
+    return FolderRecord("00", "?", "A", pictures)
 
 
 def placed(video: NeedleVideo) -> list[tuple[int, str]]:
@@ -113,7 +114,6 @@ def test_every_task_is_answered_from_its_folder(root: Path, tmp_path: Path, task
     budget = replace(folders.BUDGET, max_frames=2 * cells)
     benchmark = folders.ruler(root, task, num_validation_films=0, budget=budget)
     asked = read_folder(benchmark)
-    assert isinstance(asked, RulerQuestions)
     inputs = folders.evaluation_inputs(tmp_path / "made", benchmark, asked, get_variant("m_rope"))
     placement = EvaluatePlacement(chunk_tokens=64)
     result = run(StageConfig(EvaluateIdentity(asked, (8, 22), None), placement), inputs, tmp_path)
@@ -128,4 +128,6 @@ def test_every_task_is_answered_from_its_folder(root: Path, tmp_path: Path, task
         assert [line["correct"] for line in lines] == [
             letter == line["answer"][1] for letter, line in zip(named, lines, strict=True)
         ]
-    assert all(context["prefill"]["frames"] > 0 for context in result["contexts"].values())
+    assert all(
+        context["prefill"]["frames"] > 0 for context in result["contexts"].values()
+    )

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hope_core import Variant, get_variant
-from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.benchmarks.needles import FILM_PREFIX, NEEDLE_PREFIX, NeedleBenchmark
 from pipelines.data_stages import DatasetConfig, dataset_stage, drawn_frames_stage
 from pipelines.engine import Artifact, LocalRunner, Stage, Store
-from pipelines.features import FILM_PREFIX, NEEDLE_PREFIX, features_stage
+from pipelines.features import features_stage
 from pipelines.finetune import Recipe, finetune_stage
 from pipelines.models import RandomModel
 from pipelines.preprocess import PreprocessPlacement
