@@ -1,7 +1,6 @@
 """One point of a scale search: a checkpoint at one scale, pruned against the best point so far."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import WilcoxonPruner
 from optuna.trial import create_trial
 
-from pipelines.evaluate import keep_whole_lines
+from pipelines.question_lines import append_lines, whole_lines
 
 QUESTIONS_PER_ROUND = 20
 Key = tuple[int, str]  # context and question id
@@ -42,22 +41,17 @@ def measure(
     Optuna's WilcoxonPruner compares the answers so far with the reference's to the same questions. A restart goes on
     after the last line and prunes at the same question.
     """
-    keep_whole_lines(path)
-    written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines = {key_of(line): line for line in map(json.loads, written)}
+    lines = {key_of(line): line for line in whole_lines(path)}
     pruned = False
-    with path.open("a", encoding="utf-8") as file:
-        for later in _questions_of_later_rounds(reference or {}):
-            for context in contexts:
-                skip = frozenset(question for at, question in {*lines, *later} if at == context)
-                for line in evaluator.answers(context, scale, skip=skip):
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                    lines[key_of(line)] = line
-            if later and reference and prune_p is not None and _is_worse(lines, reference, later, prune_p):
-                pruned = True
-                lines = {key: line for key, line in lines.items() if key not in later}
-                break
+    for later in _questions_of_later_rounds(reference or {}):
+        for context in contexts:
+            skip = frozenset(question for at, question in {*lines, *later} if at == context)
+            for line in append_lines(path, evaluator.answers(context, scale, skip=skip)):
+                lines[key_of(line)] = line
+        if later and reference and prune_p is not None and _is_worse(lines, reference, later, prune_p):
+            pruned = True
+            lines = {key: line for key, line in lines.items() if key not in later}
+            break
     return list(lines.values()), pruned
 
 

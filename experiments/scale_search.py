@@ -55,8 +55,9 @@ class SearchIdentity:
 @dataclass(frozen=True)
 class SearchPlacement:
     """`num_workers` points are measured at once, each on `gpus_per_worker`; `storage_url`: an RDB for Optuna instead of
-    the stage's journal."""
+    the stage's journal; `chunk_tokens` as in EvaluatePlacement."""
 
+    chunk_tokens: int
     num_workers: int = 1
     storage_url: str | None = None
     gpus_per_worker: int = 0
@@ -202,28 +203,30 @@ def _measure_batch(
         for scale, path in points:
             if len(refs) >= num_workers:
                 ray.wait(refs, num_returns=len(refs) - num_workers + 1)
-            refs.append(task.remote(config.identity, inputs, scale, path, reference))
+            refs.append(task.remote(config, inputs, scale, path, reference))
         yield from map(ray.get, refs)
     else:
-        evaluator = open_evaluator(config.identity, inputs)
+        evaluator = open_evaluator(config, inputs)
         for scale, path in points:
-            yield measure_point(config.identity, inputs, scale, path, reference, evaluator)
+            yield measure_point(config, inputs, scale, path, reference, evaluator)
 
 
-def open_evaluator(identity: SearchIdentity, inputs: Mapping[str, Artifact]) -> Answering:
+def open_evaluator(config: StageConfig, inputs: Mapping[str, Artifact]) -> Answering:
     """The checkpoint on the validation questions, the only ones that the search may see."""
-    return open_split(inputs, identity.benchmark, split="validation")
+    chunk_tokens = config.placement.chunk_tokens
+    return open_split(inputs, config.identity.benchmark, split="validation", chunk_tokens=chunk_tokens)
 
 
 def measure_point(
-    identity: SearchIdentity,
+    config: StageConfig,
     inputs: Mapping[str, Artifact],
     scale: float,
     path: Path,
     reference: Reference | None,
     evaluator: Answering | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    evaluator = evaluator or open_evaluator(identity, inputs)
+    identity: SearchIdentity = config.identity
+    evaluator = evaluator or open_evaluator(config, inputs)
     return measure(evaluator, identity.contexts, scale, path, reference=reference, prune_p=identity.prune_p)
 
 

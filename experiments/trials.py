@@ -118,11 +118,13 @@ def make_trial(
         else:
             searched, rests_on = asked[wanted.benchmark], made_of[wanted.benchmark]
         identity = SearchIdentity(searched, wanted.contexts, wanted.scales, wanted.seed, wanted.batch, wanted.prune_p)
-        placement = SearchPlacement(config.cluster.search_workers, config.cluster.search_storage, num_gpus)
-        search = search_stage(identity, placement, rests_on, group=name)
+        cluster = config.cluster
+        where = SearchPlacement(cluster.chunk_tokens, cluster.search_workers, cluster.search_storage, num_gpus)
+        search = search_stage(identity, where, rests_on, group=name)
     published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
     if variant.scalable and published is None and PUBLISHED in study.scale_rules:
         raise ValueError(f"variant {variant.name} has no published scale; add published_scale to it in study.variants")
+    placement = EvaluatePlacement(config.cluster.chunk_tokens)
     evaluations = {}
     for benchmark_name, benchmark in config.benchmarks.items():
         for rule in study.scale_rules:
@@ -131,14 +133,14 @@ def make_trial(
             if isinstance(benchmark, ChoiceBenchmark):
                 rests_on = choice[benchmark_name].inputs(finetune, benchmark.contexts_tokens)
                 evaluations[benchmark_name, rule] = evaluate_choice_stage(
-                    benchmark, scale, rests_on, chosen_scale=chosen, group=name
+                    benchmark, scale, rests_on, placement=placement, chosen_scale=chosen, group=name
                 )
                 continue
             evaluations[benchmark_name, rule] = evaluate_stage(
                 asked[benchmark_name],
                 contexts_of(config, benchmark_name),
                 scale,
-                placement=EvaluatePlacement(chunk_tokens=config.cluster.chunk_tokens),
+                placement=placement,
                 chosen_scale=chosen,
                 group=name,
                 **made_of[benchmark_name],

@@ -5,7 +5,6 @@ Every question is a line of `questions.jsonl`, written as it is answered; a rest
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from pipelines.benchmarks.videos import NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
 from pipelines.features import open_features
 from pipelines.models import text_ids
+from pipelines.question_lines import append_lines, whole_lines
 
 # The stage is declared, and its study planned, without torch and transformers, which take seconds to import: what
 # answers brings them.
@@ -78,7 +78,7 @@ def evaluate_stage(
     at = "searched scale" if chosen_scale is not None else "no scale" if scale is None else f"scale {scale:g}"
     return Stage(
         name="evaluate",
-        code_version=2,
+        code_version=3,
         run=run,
         config=StageConfig(EvaluateIdentity(asked, tuple(contexts), scale), placement),
         inputs=inputs,
@@ -99,12 +99,9 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     scale = inputs["scale"].result["chosen"] if "scale" in inputs else identity.scale
     evaluator = Evaluator(inputs, identity.asked, split="test", chunk_tokens=config.placement.chunk_tokens)
     path = out_dir / "questions.jsonl"
-    answered = keep_whole_lines(path)
-    with path.open("a", encoding="utf-8") as file:
-        for line in evaluator.all_answers(identity.contexts, scale, skip=answered):
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = whole_lines(path)
+    answers = evaluator.all_answers(identity.contexts, scale, skip=frozenset(line["id"] for line in lines))
+    lines += append_lines(path, answers)
     return {
         "scale": scale,
         "questions": len(lines),
@@ -117,28 +114,18 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     }
 
 
-def keep_whole_lines(path: Path) -> frozenset[str]:
-    """Cut a line that a killed process left torn off the file, and return the ids of the questions it holds."""
-    if not path.exists():
-        return frozenset()
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    path.write_bytes(whole)
-    return frozenset(json.loads(line)["id"] for line in whole.decode().splitlines())
-
-
 @dataclass
 class Prefill:
     """Cells that went through the model, and those that one full forward for each question would have taken."""
 
-    frames: int = 0
-    naive_frames: int = 0
+    cells: int = 0
+    naive_cells: int = 0
 
 
 class Evaluator:
     """A loaded checkpoint with its benchmark's videos; answers them at any scale."""
 
-    def __init__(self, inputs: Mapping[str, Artifact], asked: Asked, *, split: str, chunk_tokens: int = 2048) -> None:
+    def __init__(self, inputs: Mapping[str, Artifact], asked: Asked, *, split: str, chunk_tokens: int) -> None:
         from transformers import AutoTokenizer
 
         self._chunk_tokens = chunk_tokens
@@ -202,7 +189,7 @@ class Evaluator:
 
         reader = Reader(
             self._model,
-            self._features,
+            self._features.table.flatten(0, 1),
             scale=scale,
             capacity=max(self._length(video) for batch in group for video in batch),
             chunk_tokens=self._chunk_tokens,
@@ -215,8 +202,8 @@ class Evaluator:
             answered = [self._answer(reader, rows, batch, [video.questions[n] for video in batch]) for n in asked]
             seconds = (time.perf_counter() - start) / (len(asked) * len(batch))
             count = self.prefill[batch[0].context]
-            count.frames += (reader.read_tokens - read) // self._features.tokens_per_cell
-            count.naive_frames += (reader.naive_tokens - naive) // self._features.tokens_per_cell
+            count.cells += (reader.read_tokens - read) // self._features.tokens_per_cell
+            count.naive_cells += (reader.naive_tokens - naive) // self._features.tokens_per_cell
             for place, video in enumerate(batch):
                 for question, made in zip(video.questions, answered, strict=True):
                     if question.id not in skip:
@@ -228,17 +215,22 @@ class Evaluator:
         """Prediction and score for one question of each video of a batch."""
         import torch
 
+        from pipelines.generate import end_ids
+        from pipelines.prefill import shown
+
+        shown_videos = [shown(video, self._features) for video in videos]
         asked = [text_ids(self._tokenizer, question.prompt) for question in questions]
         if questions[0].options:
             row = torch.cat([rows, torch.tensor(asked)], dim=1)
-            stop = self._tokenizer.eos_token_id
-            made = self._tokenizer.decode(reader.generate(row, videos[0], max_new_tokens=NEW_TOKENS, stop=stop))
+            stops = end_ids(self._model, self._tokenizer)
+            ids = reader.generate(row, shown_videos[0], max_new_tokens=NEW_TOKENS, stops=stops)
+            made = self._tokenizer.decode(ids, skip_special_tokens=True)
             named, wanted_option = (parse_answer(text, questions[0].options) for text in (made, questions[0].answer))
             correct = named is not None and named == wanted_option
             return [{"prediction": made, "correct": correct, "unparsed": named is None}]
         wanted = [text_ids(self._tokenizer, question.answer) for question in questions]
         tails = torch.tensor([ask + want[:-1] for ask, want in zip(asked, wanted, strict=True)])
-        logits = reader.logits(torch.cat([rows, tails], dim=1), videos, last=len(wanted[0]))
+        logits = reader.logits(torch.cat([rows, tails], dim=1), shown_videos, last=len(wanted[0]))
         best = logits.argmax(-1).tolist()
         return [
             {"prediction": self._tokenizer.decode(ids), "correct": ids == want}

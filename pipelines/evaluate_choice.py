@@ -24,9 +24,10 @@ from pipelines.benchmarks.scoring import parse_answer, parse_published
 from pipelines.datasets import Media
 from pipelines.decode_progress import progress_path, progress_writer
 from pipelines.engine import Artifact, Resources, Stage, StageConfig
-from pipelines.evaluate import keep_whole_lines
+from pipelines.evaluate import EvaluatePlacement
 from pipelines.preprocess import PreprocessPlacement, preprocess_media
 from pipelines.pretrained import normalisation_of
+from pipelines.question_lines import append_lines, whole_lines
 from pipelines.video.budget import FrameBudget, normalise
 from pipelines.video.decode import DECODERS
 from pipelines.video.frames import open_frames
@@ -35,9 +36,6 @@ from pipelines.video.frames import open_frames
 # answers brings them.
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Tokens of one forward: bounds the memory that comes on top of the cache's.
-CHUNK_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ def evaluate_choice_stage(
     scale: float | None,
     inputs: Mapping[str, Stage],
     *,
+    placement: EvaluatePlacement,
     chosen_scale: Stage | None = None,
     group: str,
 ) -> Stage:
@@ -104,7 +103,7 @@ def evaluate_choice_stage(
         name="evaluate_choice",
         code_version=1,
         run=run,
-        config=StageConfig(EvaluateChoiceIdentity(benchmark.identity, scale)),
+        config=StageConfig(EvaluateChoiceIdentity(benchmark.identity, scale), placement),
         inputs=dict(inputs) if chosen_scale is None else {**inputs, "scale": chosen_scale},
         label=f"evaluate {group} on {benchmark.name}, {at}",
         resumable=True,
@@ -163,15 +162,13 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
     """Answer every test question and write `questions.jsonl`; the result has accuracies by context, kind and group."""
     identity: EvaluateChoiceIdentity = config.identity
     scale = inputs["scale"].result["chosen"] if "scale" in inputs else identity.scale
-    evaluator = ChoiceEvaluator(inputs, identity.benchmark, split=TEST)
+    chunk_tokens = config.placement.chunk_tokens
+    evaluator = ChoiceEvaluator(inputs, identity.benchmark, split=TEST, chunk_tokens=chunk_tokens)
     path = out_dir / "questions.jsonl"
-    answered = keep_whole_lines(path)
-    with path.open("a", encoding="utf-8") as file:
-        for context in identity.benchmark.contexts_tokens:
-            for line in evaluator.answers(context, scale, skip=answered):
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = whole_lines(path)
+    answered = frozenset(line["id"] for line in lines)
+    for context in identity.benchmark.contexts_tokens:
+        lines += append_lines(path, evaluator.answers(context, scale, skip=answered))
     contexts = {
         str(context): choice_summary([line for line in lines if line["context"] == context], identity.benchmark)
         for context in identity.benchmark.contexts_tokens
@@ -182,10 +179,13 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
 class ChoiceEvaluator:
     """A loaded checkpoint with a benchmark's questions and frames; answers them at any scale."""
 
-    def __init__(self, inputs: Mapping[str, Artifact], benchmark: ChoiceBenchmark, *, split: str) -> None:
+    def __init__(
+        self, inputs: Mapping[str, Artifact], benchmark: ChoiceBenchmark, *, split: str, chunk_tokens: int
+    ) -> None:
         from transformers import AutoTokenizer
 
         self.benchmark = benchmark
+        self._chunk_tokens = chunk_tokens
         checkpoint = inputs["checkpoint"].path / "checkpoint"
         self._model = load_to_answer(checkpoint)
         self._normalisation = normalisation_of(checkpoint)
@@ -202,6 +202,7 @@ class ChoiceEvaluator:
     ) -> Iterator[dict[str, Any]]:
         """One record per question at this context whose id is not in `skip`, video by video."""
         from pipelines.generate import greedy_answers
+        from pipelines.prefill import Shown
 
         frames = open_frames(self._inputs[f"frames_{context}"].path)
         bad = _reasons(self._inputs[f"frames_{context}"].path / "quarantine.jsonl")
@@ -232,11 +233,10 @@ class ChoiceEvaluator:
                 self._tokenizer,
                 visual,
                 [question.prompt for question in usable],
-                grid=entry.grid,
-                seconds_per_cell=self._model.config.vision_config.temporal_patch_size / entry.sample_fps,
+                video=Shown(entry.grid, self._model.config.vision_config.temporal_patch_size / entry.sample_fps),
                 scale=scale,
                 max_new_tokens=self.benchmark.max_new_tokens,
-                chunk_tokens=CHUNK_TOKENS,
+                chunk_tokens=self._chunk_tokens,
             )
             for question, prediction in zip(usable, predictions, strict=True):
                 seconds = time.perf_counter() - start

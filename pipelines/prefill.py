@@ -1,10 +1,12 @@
 """Reading token rows on kept keys and values: what a row begins with like the one before it is not computed again.
 
 B rows of one length at a time, S tokens of a row, D channels, V vocabulary. A row is given as its *sources*, int64
-(B, S): a text token's id, or -1 - i for visual token i of the features (cells in the table's order, token by token).
+(B, S): a text token's id, or -1 - i for visual token i of a table (M, D); of the features, cells in the table's order,
+token by token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicLayer, PreTrainedTokenizerBase
 
-from hope_core import compute_positions
+from hope_core import Positions, compute_positions
 from hope_core.modeling import variant_of, vision_tokens
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.features import Features
@@ -39,6 +41,19 @@ def video_sources(video: NeedleVideo, features: Features, tokenizer: PreTrainedT
     before = text_ids(tokenizer, video.before) if video.before else []
     visual = visual_sources(cell_numbers(video, features), features)
     return torch.cat([torch.tensor([*before, start]), visual, torch.tensor([end])])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The video in a row: `grid` is (T, H, W) in patches, a cell lasts `seconds_per_cell`."""
+
+    grid: tuple[int, int, int]
+    seconds_per_cell: float
+
+
+def shown(video: NeedleVideo, features: Features) -> Shown:
+    """What a composed video is to a reader; it has its film's speed."""
+    return Shown((video.num_cells, *features.grid), features.spans[video.film].seconds_per_cell)
 
 
 class KeptLayer(DynamicLayer):
@@ -78,49 +93,51 @@ class Reader:
     `read_tokens` counts the visual tokens that went through the model, `naive_tokens` those of all rows given.
     """
 
-    def __init__(
-        self, model: Any, features: Features, *, scale: float | None, capacity: int, chunk_tokens: int
-    ) -> None:
-        """`scale`: positions per cell, None for a variant that has none. `chunk_tokens`: of a row in one forward."""
-        self._model, self._features, self._scale, self._chunk_tokens = model, features, scale, chunk_tokens
+    def __init__(self, model: Any, visual: Tensor, *, scale: float | None, capacity: int, chunk_tokens: int) -> None:
+        """`visual`: the table (M, D). `scale`: positions per cell, None for a variant that has none. `chunk_tokens`: of
+        a row in one forward."""
+        self._model, self._visual, self._scale, self._chunk_tokens = model, visual, scale, chunk_tokens
         self._layers = [KeptLayer(capacity) for _ in range(model.config.text_config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
         self._kept: tuple[Tensor, Tensor] | None = None  # sources (B, S) and positions (3, B, S) of the last rows
         self.read_tokens = self.naive_tokens = 0
 
-    @torch.no_grad()
-    def logits(self, sources: Tensor, videos: Sequence[NeedleVideo], *, last: int) -> Tensor:
+    def logits(self, sources: Tensor, videos: Sequence[Shown], *, last: int) -> Tensor:
         """(B, last, V): what the model expects after each of the rows' last tokens.
 
         Raises ValueError where a row's visual tokens are not as many as its video has.
         """
+        return self._read(sources, self._positions(sources, videos).position_ids, last)
+
+    def generate(self, sources: Tensor, video: Shown, *, max_new_tokens: int, stops: Collection[int]) -> list[int]:
+        """The greedy continuation of one row (1, S): at most max_new_tokens ids; any of `stops` ends it, left out."""
+        positions = self._positions(sources, [video])
+        after = sources.shape[1] + float(positions.rope_deltas[0, 0])
+        made: list[int] = []
+        token = int(self._read(sources, positions.position_ids, 1)[0, 0].argmax())
+        while token not in stops:
+            made.append(token)
+            if len(made) == max_new_tokens:
+                break
+            # Placed as text whatever it is: a model may well write a visual placeholder.
+            place = after + (len(made) - 1) * variant_of(self._model).positions.text_step
+            token = int(self._forward(torch.tensor([[token]]), torch.full((3, 1, 1), place), last=1)[0, 0].argmax())
+        return made
+
+    def _read(self, sources: Tensor, position_ids: Tensor, last: int) -> Tensor:
         length = sources.shape[1]
-        position_ids = self._positions(sources, videos)
         shared = self._shared(sources, position_ids, length - last)
         self._kept = sources, position_ids
         for layer in self._layers:
             layer.length = shared
-        states = []
+        logits = []
         for start in range(shared, length, self._chunk_tokens):
             stop = min(start + self._chunk_tokens, length)
-            chunk = self._forward(sources[:, start:stop], position_ids[:, :, start:stop])
-            if stop > length - last:
-                states.append(chunk[:, max(0, length - last - start) :])
+            wanted = max(0, min(stop - start, stop - length + last))
+            logits.append(self._forward(sources[:, start:stop], position_ids[:, :, start:stop], last=wanted))
         self.read_tokens += int((sources[:, shared:] < 0).sum())
         self.naive_tokens += int((sources < 0).sum())
-        logits: Tensor = self._model.lm_head(torch.cat(states, dim=1))
-        return logits
-
-    def generate(self, sources: Tensor, video: NeedleVideo, *, max_new_tokens: int, stop: int) -> list[int]:
-        """The greedy continuation of one row (1, S): at most max_new_tokens ids; the id `stop` ends it, left out."""
-        made: list[int] = []
-        while len(made) < max_new_tokens:
-            row = torch.cat([sources, torch.tensor([made], dtype=torch.long)], dim=1)
-            token = int(self.logits(row, [video], last=1)[0, 0].argmax())
-            if token == stop:
-                break
-            made.append(token)
-        return made
+        return torch.cat(logits, dim=1)
 
     def _shared(self, sources: Tensor, position_ids: Tensor, most: int) -> int:
         """How many leading tokens the cache holds already."""
@@ -133,32 +150,33 @@ class Reader:
         differing = (~same).nonzero()
         return int(differing[0]) if len(differing) else most
 
-    def _positions(self, sources: Tensor, videos: Sequence[NeedleVideo]) -> Tensor:
-        """float32 (3, B, S), on the CPU."""
-        config, features = self._model.config, self._features
+    def _positions(self, sources: Tensor, videos: Sequence[Shown]) -> Positions:
+        """On the CPU."""
+        config = self._model.config
         tokens = vision_tokens(config)
         return compute_positions(
             variant_of(self._model),
             torch.where(sources < 0, tokens.video, sources),
             tokens=tokens,
-            video_grid_thw=torch.tensor([[video.num_cells, *features.grid] for video in videos]),
+            video_grid_thw=torch.tensor([video.grid for video in videos]),
             spatial_merge_size=config.vision_config.spatial_merge_size,
-            seconds_per_frame=[features.spans[video.film].seconds_per_cell for video in videos],
+            seconds_per_frame=[video.seconds_per_cell for video in videos],
             scales=self._scale,
-        ).position_ids
+        )
 
-    def _forward(self, sources: Tensor, position_ids: Tensor) -> Tensor:
-        """Hidden states (B, S, D) of a chunk of the rows, read on what is kept."""
+    @torch.no_grad()
+    def _forward(self, sources: Tensor, position_ids: Tensor, *, last: int) -> Tensor:
+        """Logits (B, last, V) at the end of a chunk of the rows, read on what is kept."""
         device = self._model.device
         visual = sources < 0
         hidden = self._model.get_input_embeddings()(torch.where(visual, 0, sources).to(device))
         if visual.any():
-            table = self._features.table.flatten(0, 1)
-            hidden[visual.to(device)] = table[-1 - sources[visual]].to(device, hidden.dtype)
-        states: Tensor = self._model.model.language_model(
+            hidden[visual.to(device)] = self._visual[-1 - sources[visual]].to(device, hidden.dtype)
+        states = self._model.model.language_model(
             inputs_embeds=hidden,
             position_ids=position_ids.to(device),
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return states
+        logits: Tensor = self._model.lm_head(states[:, states.shape[1] - last :])
+        return logits

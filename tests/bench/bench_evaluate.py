@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 
 from hope_core import compute_positions, get_variant
 from hope_core.modeling import install, load, variant_of, vision_tokens
-from pipelines.asked import NiahQuestions
-from pipelines.benchmarks.folder import FolderBudget
-from pipelines.benchmarks.niah import NiahBenchmark, NiahRecord, compose
+from pipelines.asked import FolderQuestions
+from pipelines.benchmarks.folder import FolderBudget, FolderRecord
+from pipelines.benchmarks.niah import NiahBenchmark, compose
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.engine import Artifact
 from pipelines.evaluate import Evaluator
 from pipelines.features import Features, Span, open_features
-from pipelines.models import RandomModel, build_model, build_tokenizer
-from pipelines.prefill import Reader, cell_numbers, text_ids, video_sources
+from pipelines.models import RandomModel, build_model, build_tokenizer, text_ids
+from pipelines.prefill import Reader, cell_numbers, shown, video_sources
 from tests.bench.measure import Row, one_thread
 
 FILM = "folder/haystack/film.mp4"
@@ -86,10 +86,11 @@ def _benchmark(contexts: tuple[int, ...], period: int) -> NiahBenchmark:
     )
 
 
-def _records(period: int) -> tuple[NiahRecord, ...]:
-    twins = [NEEDLES[(number + 1) % 5] if period else None for number in range(5)]
+def _records(period: int) -> tuple[FolderRecord, ...]:
+    twins = [(NEEDLES[(number + 1) % 5],) if period else () for number in range(5)]
     return tuple(
-        NiahRecord(str(number), NEEDLES[number], twins[number], f"find {number}", str(number)) for number in range(5)
+        FolderRecord(str(number), f"find {number}", str(number), (NEEDLES[number], *twins[number]))
+        for number in range(5)
     )
 
 
@@ -122,18 +123,18 @@ def _common(first: np.ndarray, second: np.ndarray) -> int:
 def _timed() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         inputs = _inputs(Path(name))
-        asked = NiahQuestions(_benchmark(TIMED, 0), _records(0))
+        asked = FolderQuestions(_benchmark(TIMED, 0), _records(0))
         naive_s, shared_s = [], []
         for _ in range(ROUNDS):
             start = time.perf_counter()
             naive = _one_by_one(inputs, asked)
             naive_s.append(time.perf_counter() - start)
             start = time.perf_counter()
-            evaluator = Evaluator(inputs, asked, split="test")
+            evaluator = Evaluator(inputs, asked, split="test", chunk_tokens=2048)
             shared = {line["id"]: line["prediction"] for line in evaluator.all_answers(TIMED, SCALE)}
             shared_s.append(time.perf_counter() - start)
     counts = evaluator.prefill.values()
-    frames, naive_frames = sum(c.frames for c in counts), sum(c.naive_frames for c in counts)
+    frames, naive_frames = sum(c.cells for c in counts), sum(c.naive_cells for c in counts)
     own, other = min(shared_s), min(naive_s)
     grid = f"{len(TIMED)} lengths x {len(DEPTHS)} depths x {len(NEEDLES)} needles"
     same = sum(shared[key] == prediction for key, prediction in naive.items())
@@ -162,9 +163,9 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
 
 
 @torch.no_grad()
-def _one_by_one(inputs: dict[str, Artifact], asked: NiahQuestions) -> dict[str, str]:
+def _one_by_one(inputs: dict[str, Artifact], asked: FolderQuestions) -> dict[str, str]:
     """The reference: for each question one forward over its whole row, logits at the answer only."""
-    evaluator = Evaluator(inputs, asked, split="test")
+    evaluator = Evaluator(inputs, asked, split="test", chunk_tokens=2048)
     model = load(inputs["checkpoint"].path / "checkpoint").eval()
     features = open_features(inputs["features"].path)
     tokenizer = build_tokenizer([f"find {n}" for n in range(5)] + [str(n) for n in range(5)])
@@ -230,8 +231,8 @@ def _read_once(num_tokens: int) -> None:
 def _read(model: Any, features: Features, tokenizer: Any, *, cells: int) -> None:
     video = NeedleVideo("", FILM, 0, cells, cells, None, (), ())
     row = torch.cat([video_sources(video, features, tokenizer), torch.tensor(text_ids(tokenizer, "find 0"))])[None]
-    reader = Reader(model, features, scale=SCALE, capacity=row.shape[1], chunk_tokens=MEMORY_CHUNK)
-    reader.logits(row, [video], last=1)
+    reader = Reader(model, features.table.flatten(0, 1), scale=SCALE, capacity=row.shape[1], chunk_tokens=MEMORY_CHUNK)
+    reader.logits(row, [shown(video, features)], last=1)
 
 
 def _resident(field: str) -> int:

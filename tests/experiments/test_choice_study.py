@@ -114,7 +114,7 @@ def test_the_page_runs_and_needles_do_and_a_folder_with_faults_ends_with_error_r
     for name, questions in {"v_niah_published/6": 10, "v_niah_d_published/12": 10, "v_ruler_multi_key/12": 2}.items():
         cell = cells[f"hope-s0/{name}/searched"]
         assert (cell.metrics["questions"], cell.metrics["errors"]) == (questions, 0)
-        assert 0 < cell.metrics["prefill/frames"] <= cell.metrics["prefill/naive_frames"]
+        assert 0 < cell.metrics["prefill/cells"] <= cell.metrics["prefill/naive_cells"]
         assert cell.tags["scorer"] == "exact_match@1"
     report = (config.report_dir / "report.md").read_text()
     assert all(

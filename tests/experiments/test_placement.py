@@ -17,3 +17,11 @@ def test_a_search_of_several_scales_at_once_leaves_the_gpus_to_its_tasks() -> No
     search = grid.trials[1].search
     assert search
     assert (search.resources.num_gpus, search.config.placement.gpus_per_worker) == (0, 1)
+
+
+def test_the_chunks_of_every_stage_that_answers_are_the_clusters() -> None:
+    grid = build_grid(load_config(["study=smoke", "benchmark=video_mme", "cluster.chunk_tokens=77"])[0])
+    trial = grid.trials[1]
+    answering = [trial.search, *trial.evaluations.values()]
+    assert {stage.name for stage in answering if stage} == {"scale_search", "evaluate", "evaluate_choice"}
+    assert {stage.config.placement.chunk_tokens for stage in answering if stage} == {77}

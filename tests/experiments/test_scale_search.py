@@ -31,7 +31,7 @@ def search(
     trial: dict[str, Artifact], out_dir: Path, wanted: SearchIdentity | None = None, **placement: Any
 ) -> dict[str, Any]:
     out_dir.mkdir(exist_ok=True)
-    config = StageConfig(wanted or identity(), SearchPlacement(**placement))
+    config = StageConfig(wanted or identity(), SearchPlacement(chunk_tokens=256, **placement))
     inputs = {"checkpoint": trial["finetune"], "features": trial["features"], "dataset": trial["dataset"]}
     return run(config, inputs, out_dir)
 

@@ -7,7 +7,8 @@ import torch
 from hope_core import compute_positions
 from hope_core.modeling import load, variant_of, vision_tokens
 from pipelines.engine import Artifact, StageConfig
-from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, Evaluator, keep_whole_lines, run
+from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, Evaluator, run
+from pipelines.question_lines import whole_lines
 from tests.pipelines.world import benchmark
 
 CONTEXTS = (16, 40)
@@ -71,7 +72,7 @@ def test_another_scale_moves_the_positions_of_a_loaded_checkpoint(trial: dict[st
 
 def test_no_test_question_is_asked_of_a_validation_film(trial: dict[str, Artifact]) -> None:
     films = {
-        split: {v.film for v in Evaluator(inputs(trial), benchmark(), split=split).videos(16)}
+        split: {v.film for v in Evaluator(inputs(trial), benchmark(), split=split, chunk_tokens=2048).videos(16)}
         for split in ("validation", "test")
     }
     assert films["validation"]
@@ -83,6 +84,5 @@ def test_no_test_question_is_asked_of_a_validation_film(trial: dict[str, Artifac
 def test_a_torn_last_line_is_cut_off_and_whole_ones_are_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
-    kept = keep_whole_lines(path)
-    assert kept == (frozenset({"a"}) if b"\n" in content else frozenset())
+    assert whole_lines(path) == ([{"id": "a"}] if b"\n" in content else [])
     assert path.read_bytes() == (b'{"id": "a"}\n' if b"\n" in content else b"")

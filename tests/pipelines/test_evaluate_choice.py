@@ -18,6 +18,7 @@ from pipelines.accuracies import choice_summary
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.records import VALIDATION, survey
 from pipelines.engine import Artifact, LocalRunner, Stage, StageConfig, Store
+from pipelines.evaluate import EvaluatePlacement
 from pipelines.evaluate_choice import (
     ChoiceEvaluator,
     EvaluateChoiceIdentity,
@@ -26,6 +27,7 @@ from pipelines.evaluate_choice import (
     run,
 )
 from pipelines.generate import greedy_answers, question_ids
+from pipelines.prefill import Shown
 from pipelines.preprocess import PreprocessPlacement
 from pipelines.video.budget import normalise
 from pipelines.video.frames import open_frames
@@ -71,7 +73,7 @@ def data_stages(benchmark: ChoiceBenchmark, folder: Path) -> tuple[Stage, dict[i
 
 
 def config(benchmark: ChoiceBenchmark, scale: float | None = 0.75) -> StageConfig:
-    return StageConfig(EvaluateChoiceIdentity(benchmark.identity, scale))
+    return StageConfig(EvaluateChoiceIdentity(benchmark.identity, scale), EvaluatePlacement(chunk_tokens=64))
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
@@ -135,6 +137,7 @@ from pydantic import TypeAdapter
 from pipelines.accuracies import choice_summary
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.engine import Artifact, StageConfig
+from pipelines.evaluate import EvaluatePlacement
 from pipelines.evaluate_choice import EvaluateChoiceIdentity, run
 given = json.loads(sys.argv[1])
 inputs = {name: Artifact(name, "", Path(path), {}) for name, path in given["inputs"].items()}
@@ -142,7 +145,7 @@ benchmark = TypeAdapter(ChoiceBenchmark).validate_python(given["benchmark"])
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_FSIZE, (given["limit_bytes"], given["limit_bytes"]))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-run(StageConfig(EvaluateChoiceIdentity(benchmark.identity, 0.75)), inputs, Path(given["out"]))
+run(StageConfig(EvaluateChoiceIdentity(benchmark.identity, 0.75), EvaluatePlacement(64)), inputs, Path(given["out"]))
 """
 
 
@@ -172,8 +175,8 @@ def test_a_cell_killed_in_the_middle_of_a_line_ends_with_the_file_of_an_uninterr
 def test_validation_questions_are_of_other_videos_than_test_questions(
     inputs: dict[str, Artifact], benchmark: ChoiceBenchmark
 ) -> None:
-    searched = list(ChoiceEvaluator(inputs, benchmark, split=VALIDATION).answers(16, 0.5))
-    tested = list(ChoiceEvaluator(inputs, benchmark, split="test").answers(16, 0.5))
+    searched = list(ChoiceEvaluator(inputs, benchmark, split=VALIDATION, chunk_tokens=64).answers(16, 0.5))
+    tested = list(ChoiceEvaluator(inputs, benchmark, split="test", chunk_tokens=64).answers(16, 0.5))
     assert searched
     assert not {line["video"] for line in searched} & {line["video"] for line in tested}
 
@@ -198,8 +201,7 @@ def test_answers_on_shared_prefixes_are_those_of_generate_on_each_question_alone
             tokenizer,
             visual,
             prompts,
-            grid=grid,
-            seconds_per_cell=1.0,
+            video=Shown(grid, 1.0),
             scale=0.75,
             max_new_tokens=5,
             chunk_tokens=7,

@@ -135,7 +135,7 @@ def test_shared_answers_are_those_of_one_full_forward_each(
     checkpoint = inputs["checkpoint"].path / "checkpoint"
     model, tokenizer = load(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
     features = open_features(inputs["features"].path)
-    evaluator = Evaluator(inputs, asked, split="test")
+    evaluator = Evaluator(inputs, asked, split="test", chunk_tokens=2048)
     for video in [video for context in (6, 18) for video in evaluator.videos(context)][::4]:
         (question,) = video.questions
         wanted = tokenizer(question.answer).input_ids
@@ -163,17 +163,17 @@ def test_the_result_counts_the_frames_that_were_read_and_those_of_a_naive_loop(
 ) -> None:
     result = run(config(asked), inputs, tmp_path)
     features = open_features(inputs["features"].path)
-    evaluator = Evaluator(inputs, asked, split="test")
+    evaluator = Evaluator(inputs, asked, split="test", chunk_tokens=2048)
     paths = [cell_numbers(v, features).tolist() for n in (6, 12, 18) for v in evaluator.videos(n)]
     counts = [context["prefill"] for context in result["contexts"].values()]
-    assert sum(count["frames"] for count in counts) == len({tuple(p[: n + 1]) for p in paths for n in range(len(p))})
-    assert sum(count["naive_frames"] for count in counts) == sum(map(len, paths))
+    assert sum(count["cells"] for count in counts) == len({tuple(p[: n + 1]) for p in paths for n in range(len(p))})
+    assert sum(count["naive_cells"] for count in counts) == sum(map(len, paths))
 
 
 KILLED = """
 import json, os, signal, sys, types
 from pathlib import Path
-from pipelines import evaluate
+from pipelines import evaluate, question_lines
 from tests.pipelines import folders, test_niah
 from pipelines.asked import read_folder
 from pipelines.engine import Artifact
@@ -192,7 +192,7 @@ def killed_at_the_37th(line):
         os.kill(os.getpid(), signal.SIGKILL)
     return json.dumps(line)
 
-evaluate.json = types.SimpleNamespace(dumps=killed_at_the_37th, loads=json.loads)
+question_lines.json = types.SimpleNamespace(dumps=killed_at_the_37th, loads=json.loads)
 evaluate.run(test_niah.config(asked), inputs, out)
 """
 
@@ -216,7 +216,7 @@ def test_a_grid_that_was_killed_goes_on_after_its_last_line_and_ends_with_the_sa
 
 def test_validation_and_test_questions_share_no_film(inputs: dict[str, Artifact], asked: FolderQuestions) -> None:
     films = {
-        split: {v.film for v in Evaluator(inputs, asked, split=split).videos(6)}
+        split: {v.film for v in Evaluator(inputs, asked, split=split, chunk_tokens=32).videos(6)}
         for split in ("validation", "test")
     }
     assert films == {"validation": {"folder/haystack/movie0.mp4"}, "test": {"folder/haystack/movie1.mp4"}}

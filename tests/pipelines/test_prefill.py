@@ -1,5 +1,6 @@
 """Rows read on kept keys and values against one full forward for each."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hope_core import Variant, compute_positions, get_variant, list_variants, ma
 from hope_core.modeling import install, vision_tokens
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.features import Features, Span
-from pipelines.prefill import Reader, cell_numbers, visual_sources
+from pipelines.prefill import Reader, cell_numbers, shown, visual_sources
 from tests.hope_core.tiny import END, START, tiny_model
 
 GRID = (2, 4)  # patches of a cell: one row of two tokens
@@ -65,7 +66,7 @@ def in_order(features: Features) -> list[NeedleVideo]:
 
 
 def reader_of(model: Any, features: Features, chunk_tokens: int = 7) -> Reader:
-    return Reader(model, features, scale=None, capacity=64, chunk_tokens=chunk_tokens)
+    return Reader(model, features.table.flatten(0, 1), scale=None, capacity=64, chunk_tokens=chunk_tokens)
 
 
 def fixed(name: str) -> Variant:
@@ -80,7 +81,7 @@ def test_every_variant_reads_shared_rows_as_it_would_read_each_alone(model: Any,
     for of in in_order(features):
         for asked in (ASKED, ASKED.flip(0)):
             sources = row(of, features, asked)
-            logits = reader.logits(sources, [of], last=2)
+            logits = reader.logits(sources, [shown(of, features)], last=2)
             wanted = naive(model, features, sources, of, fixed(name))[:, -2:]
             torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
             assert logits.argmax(-1).tolist() == wanted.argmax(-1).tolist()
@@ -91,7 +92,7 @@ def test_each_cell_of_the_tree_of_videos_goes_through_the_model_once(model: Any,
     reader = reader_of(model, features)
     for of in in_order(features):
         for asked in (ASKED, ASKED.flip(0)):
-            reader.logits(row(of, features, asked), [of], last=2)
+            reader.logits(row(of, features, asked), [shown(of, features)], last=2)
     tree = {
         tuple(cells[: i + 1])
         for of in VIDEOS
@@ -116,10 +117,10 @@ def test_a_variant_whose_positions_depend_on_the_videos_length_shares_less_and_s
     for of in in_order(features):
         sources = row(of, features)
         wanted = naive(model, features, sources, of, spread)[:, -2:]
-        torch.testing.assert_close(reader.logits(sources, [of], last=2), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(reader.logits(sources, [shown(of, features)], last=2), wanted, rtol=1e-4, atol=1e-4)
     install(model, fixed("hope"))
     for of in in_order(features):
-        independent.logits(row(of, features), [of], last=2)
+        independent.logits(row(of, features), [shown(of, features)], last=2)
     assert independent.read_tokens < reader.read_tokens < reader.naive_tokens
 
 
@@ -128,7 +129,7 @@ def test_the_size_of_the_chunks_changes_nothing(model: Any, features: Features, 
     install(model, fixed("hope"))
     of = VIDEOS[-1]
     sources = row(of, features)
-    logits = reader_of(model, features, chunk_tokens).logits(sources, [of], last=2)
+    logits = reader_of(model, features, chunk_tokens).logits(sources, [shown(of, features)], last=2)
     torch.testing.assert_close(logits, naive(model, features, sources, of, fixed("hope"))[:, -2:], rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +137,8 @@ def test_rows_of_several_videos_are_read_together(model: Any, features: Features
     install(model, fixed("hope"))
     together = [of for of in VIDEOS if of.num_film_cells == 8]
     sources = torch.cat([row(of, features) for of in together])
-    logits = reader_of(model, features).logits(sources, together, last=2)
+    videos = [shown(of, features) for of in together]
+    logits = reader_of(model, features).logits(sources, videos, last=2)
     for number, of in enumerate(together):
         wanted = naive(model, features, sources[number : number + 1], of, fixed("hope"))[0, -2:]
         torch.testing.assert_close(logits[number], wanted, rtol=1e-4, atol=1e-4)
@@ -146,17 +148,29 @@ def test_generation_is_the_greedy_one_of_full_forwards_and_ends_at_the_stop_toke
     model: Any, features: Features
 ) -> None:
     install(model, fixed("hope"))
-    of = VIDEOS[0]
+    of, seen = VIDEOS[0], shown(VIDEOS[0], features)
     sources = row(of, features)
     made: list[int] = []
     for _ in range(4):
         whole = torch.cat([sources, torch.tensor([made], dtype=torch.long)], dim=1)
         made.append(int(naive(model, features, whole, of, fixed("hope"))[0, -1].argmax()))
-    assert reader_of(model, features).generate(sources, of, max_new_tokens=4, stop=-1) == made
-    assert reader_of(model, features).generate(sources, of, max_new_tokens=4, stop=made[0]) == []
+    assert reader_of(model, features).generate(sources, seen, max_new_tokens=4, stops=()) == made
+    assert reader_of(model, features).generate(sources, seen, max_new_tokens=4, stops=made[:1]) == []
+
+
+def test_a_visual_placeholder_that_a_model_writes_is_text_to_it(model: Any, features: Features) -> None:
+    install(model, fixed("hope"))
+    writes_placeholders = copy.deepcopy(model)
+    placeholder = vision_tokens(model.config).video
+    writes_placeholders.lm_head = torch.nn.Linear(128, model.lm_head.out_features)
+    torch.nn.init.zeros_(writes_placeholders.lm_head.weight)
+    writes_placeholders.lm_head.bias.data[placeholder] = 9.0
+    reader = reader_of(writes_placeholders, features)
+    made = reader.generate(row(VIDEOS[0], features), shown(VIDEOS[0], features), max_new_tokens=3, stops=())
+    assert made == [placeholder] * 3
 
 
 def test_rows_that_do_not_hold_their_videos_tokens_are_refused(model: Any, features: Features) -> None:
     install(model, fixed("hope"))
     with pytest.raises(ValueError, match="video"):
-        reader_of(model, features).logits(row(VIDEOS[0], features)[:, :-6], [VIDEOS[0]], last=1)
+        reader_of(model, features).logits(row(VIDEOS[0], features)[:, :-6], [shown(VIDEOS[0], features)], last=1)

@@ -129,5 +129,5 @@ def test_every_task_is_answered_from_its_folder(root: Path, tmp_path: Path, task
             letter == line["answer"][1] for letter, line in zip(named, lines, strict=True)
         ]
     assert all(
-        context["prefill"]["frames"] > 0 for context in result["contexts"].values()
+        0 < context["prefill"]["cells"] <= context["prefill"]["naive_cells"] for context in result["contexts"].values()
     )
