@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pipelines.engine.execute import Outcome
 from pipelines.engine.lease import LeaseWatch, is_dead
@@ -28,7 +28,7 @@ class Frontier:
         self._rank: dict[str, int] = {}
         self._missing_inputs: dict[str, set[str]] = {}
         self._dependents: dict[str, list[Stage]] = {}
-        self._ready: dict[Resources, list[tuple[int, str]]] = {}
+        self._ready: dict[tuple[Resources, str | None], list[tuple[int, str]]] = {}  # heaps, none of them empty
         self._held: dict[str, Failure | None] = {}
         self._watch = LeaseWatch(self._store.lease_ttl_s)
         self._dead: dict[str, frozenset[str]] = {}
@@ -72,21 +72,34 @@ class Frontier:
                     stack.extend((s, False) for s in reversed(list(stage.inputs.values())))
         return list(needed.values())
 
-    def take(self, fits: Callable[[Resources], bool] = lambda _: True) -> Stage | None:
-        """Return the first stage, in the order given, whose inputs are there and whose resources fit; None if none."""
-        heaps = [heap for resources, heap in self._ready.items() if heap and fits(resources)]
-        if not heaps:
+    def take(
+        self, fits: Callable[[Resources], bool] = lambda _: True, busy: Collection[str | None] = ()
+    ) -> Stage | None:
+        """Return the first stage, in the order given, whose inputs are there and whose resources fit; None if none.
+
+        Stages of the `busy` process groups come last: each would start one more process of its group, and import
+        everything again, while another group's may wait for work.
+        """
+        fitting = {resources for resources, _ in self._ready if fits(resources)}
+        kinds = [kind for kind in self._ready if kind[0] in fitting]
+        if not kinds:
             return None
-        _, fingerprint = heapq.heappop(min(heaps))
+        kind = min(kinds, key=lambda kind: (kind[1] in busy, self._ready[kind][0]))
+        _, fingerprint = heapq.heappop(self._ready[kind])
+        if not self._ready[kind]:
+            del self._ready[kind]
         return self._open[fingerprint]
 
     def next_of_each_size(self) -> list[Stage]:
-        """Return, for each kind of resources, the stage that `take` would give next."""
-        return [self._open[heap[0][1]] for heap in self._ready.values() if heap]
+        """Return, for each kind of resources, the stage that comes first."""
+        first: dict[Resources, tuple[int, str]] = {}
+        for (resources, _), heap in self._ready.items():
+            first[resources] = min(heap[0], first.get(resources, heap[0]))
+        return [self._open[fingerprint] for _, fingerprint in first.values()]
 
     def give_back(self, stage: Stage) -> None:
         """Let a stage be taken, for the first time or again."""
-        heap = self._ready.setdefault(stage.resources, [])
+        heap = self._ready.setdefault((stage.resources, stage.process_group), [])
         heapq.heappush(heap, (self._rank[stage.fingerprint], stage.fingerprint))
 
     def inputs(self, stage: Stage) -> dict[str, Artifact]:

@@ -114,7 +114,7 @@ class Dispatch:
         frontier, poll_s = self._frontier, self._policy.poll_s
         polled_at = time.monotonic()
         while frontier.is_open and not self._stop.is_set:
-            while (stage := frontier.take(self._fits)) is not None:
+            while (stage := frontier.take(self._fits, self._busy_groups())) is not None:
                 self._submit(stage)
             if not self._in_flight:
                 time.sleep(poll_s)
@@ -135,6 +135,9 @@ class Dispatch:
             return len(self._in_flight) < self._policy.max_in_flight
         needs = _ray_resources(resources)
         return _within({name: self._used[name] + amount for name, amount in needs.items()}, self._total)
+
+    def _busy_groups(self) -> set[str | None]:
+        return {stage.process_group for stage, _ in self._in_flight.values()} - {None}
 
     def _report_stuck(self) -> None:
         """Say once of each stage that it waits for a node that left, whether Ray has it already or not."""
