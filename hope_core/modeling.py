@@ -43,7 +43,6 @@ __all__ = [
     "export_stock",
     "install",
     "load",
-    "scale_has_effect",
     "set_scale",
     "variant_of",
     "vision_tokens",
@@ -208,7 +207,7 @@ def install(model: PreTrainedModel, variant: Variant) -> None:
 def set_scale(model: PreTrainedModel, factor: float) -> None:
     """Evaluate at this temporal factor from now on (positions per frame); the model then keeps it when saved.
 
-    Raises ValueError where a factor has no effect.
+    On Qwen3-VL, whose blocks are single frames, it changes nothing. Raises ValueError for a variant without a scale.
     """
     install(model, variant_of(model).at_scale(factor))
 
@@ -218,11 +217,6 @@ def variant_of(model: PreTrainedModel) -> Variant:
     if type(model) is _family_of(model).stock:
         raise ValueError(f"{type(model).__name__} holds no variant; use install(model, variant)")
     return variant_inside(model.model)
-
-
-def scale_has_effect(model: PreTrainedModel) -> bool:
-    """Whether a temporal factor changes this model's positions: never on Qwen3-VL, whose blocks are single frames."""
-    return variant_of(model).scalable and _family_of(model).stock is not Qwen3VLForConditionalGeneration
 
 
 def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -82,10 +82,8 @@ def explain(store: Store, stage: Stage) -> tuple[Record | None, list[Difference]
     An input that differs is followed into its own record, so that the changed field is named and not its fingerprint.
     No record: the stage name has never run. No difference: the stage is in the store.
     """
-    nearest = store.latest_like(stage)
-    if not nearest:
-        return None, []
-    return nearest[0], _differences(store, nearest[0], stage)
+    nearest = store.nearest(stage)
+    return nearest, [] if nearest is None else _differences(store, nearest, stage)
 
 
 def _differences(store: Store, record: Record, stage: Stage) -> list[Difference]:

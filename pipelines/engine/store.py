@@ -156,12 +156,9 @@ class Store:
             if record := self.record(name, fingerprint):
                 yield record
 
-    def latest_like(self, stage: Stage, limit: int = 1) -> list[Record]:
-        """Return the records of the same stage name with the fewest differing fields, nearest and newest first."""
-        keyed = (
-            (len(diff(record.payload, stage.payload)), i, record) for i, record in enumerate(self.records(stage.name))
-        )
-        return [record for _, _, record in heapq.nsmallest(limit, keyed)]
+    def nearest(self, stage: Stage) -> Record | None:
+        """Return the record of the same stage name with the fewest differing fields, of several the newest."""
+        return min(self.records(stage.name), key=lambda record: len(diff(record.payload, stage.payload)), default=None)
 
     def work_folder(self, name: str, fingerprint: str, token: str, *, resumable: bool) -> Path:
         """Return the attempt's own empty folder, or, if resumable, the newest earlier attempt's renamed to its own.

@@ -1,6 +1,7 @@
 """The store: complete artifacts or none, useful failures, and one clear line when its folder cannot be used."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,12 +83,15 @@ def test_a_machine_that_does_not_see_the_store_says_so(store: Store) -> None:
     store.require()
 
 
-def test_the_nearest_records_come_first(store: Store, desk: Path) -> None:
-    stages = [toy(add, "far", desk, value=9), toy(add, "near", desk, value=1)]
-    LocalRunner(store).run(stages)
-    found = store.latest_like(toy(add, "near", desk, value=2), limit=2)
-    assert [record.payload["config"]["key"] for record in found] == ["near", "far"]
-    assert store.latest_like(toy(fail, "near", desk)) == []
+def test_the_nearest_record_has_the_fewest_differences_and_of_several_is_the_newest(store: Store, desk: Path) -> None:
+    older, newer, far = (toy(add, key, desk, value=value) for key, value in (("near", 1), ("near", 3), ("far", 9)))
+    LocalRunner(store).run([older, newer, far])
+    for age, stage in enumerate((far, newer, older)):
+        os.utime(store.artifact_path(stage.name, stage.fingerprint), (100 - age, 100 - age))
+    found = store.nearest(toy(add, "near", desk, value=2))
+    assert found
+    assert found.fingerprint == newer.fingerprint
+    assert store.nearest(toy(fail, "near", desk)) is None
 
 
 def test_reading_a_store_that_is_not_there_finds_nothing_and_writes_nothing(tmp_path: Path) -> None:
