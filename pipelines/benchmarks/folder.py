@@ -37,6 +37,7 @@ class FolderBenchmark:
     `records` is a JSON file in `root`; `films` and `pictures` are folders in it. Lengths are in cells.
     """
 
+    kind: str
     name: str
     root: str
     records: str
