@@ -144,6 +144,7 @@ class TrainingConfig:
     cpus_per_worker: int
     gpus_per_worker: int
     micro_batch_size: int | None
+    packed: bool
     checkpoint_steps: int | None
     gradient_checkpointing: bool
     fsdp: bool
@@ -222,6 +223,12 @@ class Config:
                 f"recipe.batch_size is {self.recipe.batch_size}, no multiple of cluster.training.workers "
                 f"{self.cluster.training.workers}; change one of them"
             )
+        held_out = self.recipe.held_out
+        if held_out and held_out.rows > self.num_rows - self.recipe.batch_size:
+            raise ValueError(
+                f"recipe.held_out.rows is {held_out.rows} of dataset {self.dataset.name}'s {self.num_rows} rows; leave "
+                f"recipe.batch_size {self.recipe.batch_size} of them or more to train on"
+            )
         if self.study.search.benchmark not in self.benchmarks:
             known = ", ".join(self.benchmarks)
             raise ValueError(f"study.search.benchmark is {self.study.search.benchmark!r}; the study has {known}")
@@ -231,6 +238,12 @@ class Config:
                 f"study.search.contexts is {list(contexts)}; {self.study.search.benchmark} has "
                 f"{list(searched.contexts_tokens)} tokens"
             )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the training data, as far as known before it is read."""
+        data = self.dataset
+        return data.num_samples if isinstance(data, FolderDataset) else data.num_train_videos
 
     def at(self, setting: Setting) -> "Config":
         """This config at one of its settings."""

@@ -84,6 +84,7 @@ def training_placement(config: Config) -> FinetunePlacement:
         loop=Placement(
             device="cuda" if training.gpus_per_worker else "cpu",
             micro_batch_size=training.micro_batch_size,
+            packed=training.packed,
             checkpoint_steps=training.checkpoint_steps,
             gradient_checkpointing=training.gradient_checkpointing,
             fsdp=training.fsdp,
@@ -93,9 +94,9 @@ def training_placement(config: Config) -> FinetunePlacement:
 
 
 def num_samples(config: Config) -> int:
-    """Rows of the training data, as far as known before it is read."""
-    data = config.dataset
-    return data.num_samples if isinstance(data, FolderDataset) else data.num_train_videos
+    """Rows that are trained on, as far as known before the data is read."""
+    held_out = config.recipe.held_out
+    return config.num_rows - (held_out.rows if held_out else 0)
 
 
 def reckoned_gpu_hours(config: Config) -> float | None:

@@ -24,6 +24,8 @@ class Absent(enum.Enum):
 
 
 ABSENT = Absent.ABSENT
+# Metadata of a dataclass field that came after artifacts had been stored: at its default it is no part of the identity.
+ADDED_LATER = {"added_later": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,9 @@ REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
 def encode(value: Any, path: str = "config") -> Any:
     """Turn a value into JSON data that is equal for equal values.
 
-    Frozen dataclasses go field by field under their class name ("$type"); tuples and lists are the same thing; a float
-    with an integral value is that integer, so that `fps: 2` and `fps: 2.0` are one stage.
+    Frozen dataclasses go field by field under their class name ("$type"), without those ADDED_LATER that have their
+    default, so that what was stored before them is still found; tuples and lists are the same thing; a float with an
+    integral value is that integer, so that `fps: 2` and `fps: 2.0` are one stage.
     Raises NotEncodable, which names the field, for anything whose identity is not its value.
     """
     if isinstance(value, enum.Enum):
@@ -72,7 +75,11 @@ def encode(value: Any, path: str = "config") -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if not value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise NotEncodable(f"{path} is a mutable dataclass {type(value).__name__}: declare it frozen=True")
-        fields = {f.name: encode(getattr(value, f.name), f"{path}.{f.name}") for f in dataclasses.fields(value)}
+        fields = {
+            f.name: encode(getattr(value, f.name), f"{path}.{f.name}")
+            for f in dataclasses.fields(value)
+            if not ("added_later" in f.metadata and getattr(value, f.name) == f.default)
+        }
         return {"$type": type(value).__name__, **fields}
     raise NotEncodable(f"{path} is a {type(value).__name__} and has no stable identity: {_remedy(value)}")
 

@@ -5,6 +5,7 @@ temporal factors differ.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,29 +77,39 @@ def train(
         accelerator=accelerator,
         frames=frames,
         micro_batch_size=placement.micro_batch_size,
+        packs=placement.packed,
         fsdp=placement.fsdp and accelerator.num_processes > 1,
     )
     progress, history = out_dir / PROGRESS, out_dir / HISTORY
     first = state.last_step(progress)
+    best: state.Best | None = None
     if first:
-        trainer.used = state.restore(progress, first, model, trainer.optimizer)
+        trainer.used, best = state.restore(progress, first, model, trainer.optimizer)
     accelerator.wait_for_everyone()  # no worker may write before all have read
     if accelerator.is_main_process:
-        state.keep_lines(history, first)
+        state.forget(progress, history, first)
         write_quarantine(out_dir / "quarantine.jsonl", rows.quarantined)
-    every = placement.checkpoint_steps
+    keeps_best = recipe.held_out is not None and recipe.held_out.keep == "best"
+    every, writes = placement.checkpoint_steps, accelerator.is_main_process
     num_steps = recipe.num_steps(len(rows.samples))
     for step, (epoch, batch) in enumerate(batches(rows.samples, recipe, seed)):
         if step < first:
             continue
         if every and step > first and step % every == 0:
-            state.save(
-                progress, model, trainer.optimizer, step=step, used=trainer.used, writes=accelerator.is_main_process
-            )
+            state.save(progress, model, trainer.optimizer, step=step, used=trainer.used, best=best, writes=writes)
         line = trainer.step(step, epoch, batch, recipe.lr_at(step, num_steps))
-        if accelerator.is_main_process:
+        if recipe.measures_after(step, num_steps):
+            line["held_out_loss"] = loss = trainer.held_out_loss(rows.held_out)
+            if best is None or loss < best.loss:
+                best = state.Best(step, loss)
+                if keeps_best:
+                    state.save_best(progress, model, step=step, writes=writes)
+        if writes:
             with history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **line}) + "\n")
+    accelerator.wait_for_everyone()  # the best weights are written by one
+    if best is not None and keeps_best:
+        state.restore_best(progress, best, model)
     if placement.fsdp and accelerator.num_processes > 1:
         weights = whole_weights(model)
         if accelerator.is_main_process:  # adapters merge, and a model is saved, unsharded
@@ -108,7 +119,9 @@ def train(
         attention = model.config._attn_implementation
         save_model(model, recipe, rows.tokenizer, model_config.normalisation, out_dir / CHECKPOINT)
         lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-        result = _summary(lines, trainer.used) | {
+        result = {
+            **_summary(lines, trainer.used),
+            **_held_out(rows, best),
             "num_samples": len(rows.samples),
             "quarantined": len(rows.quarantined),
             "num_parameters": num_parameters,
@@ -117,6 +130,19 @@ def train(
         }
     accelerator.wait_for_everyone()
     return result if accelerator.is_main_process else {}
+
+
+def _held_out(rows: Rows, best: state.Best | None) -> dict[str, Any]:
+    """What was measured on which held-out rows; steps are those of the history's lines."""
+    if best is None:
+        return {}
+    ids = json.dumps([sample.id for sample in rows.held_out])
+    return {
+        "held_out_rows": len(rows.held_out),
+        "held_out_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "best_step": best.step,
+        "best_held_out_loss": best.loss,
+    }
 
 
 def _summary(lines: Sequence[dict[str, Any]], used: state.Used) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The recipe: everything of a training that its result depends on, beside variant, model, data and seed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from pipelines.engine.fingerprint import ADDED_LATER
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,23 @@ class Lora:
             raise ValueError(f"recipe.lora has rank {self.rank} and targets {self.targets}; give 1 or more of each")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"recipe.lora.dropout is {self.dropout}; allowed is 0 to below 1")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """`rows` that are not trained on: the mean loss of their answers is measured every `every_steps` and at the end.
+
+    `keep`: the checkpoint holds the weights of the "last" step, as the papers' do, or of the "best" measurement.
+    """
+
+    rows: int
+    every_steps: int
+    keep: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe.held_out.{name} is {getattr(self, name)}; it must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,7 @@ class Recipe:
     train_vision: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     lora: Lora | None = None
+    held_out: HeldOut | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch_size", "lr", "max_grad_norm", "cutoff_len"):
@@ -75,6 +95,11 @@ class Recipe:
     def weights_precision(self) -> Literal["fp32", "bf16"]:
         """In which weights are loaded and saved."""
         return self.precision if self.lora is not None else "fp32"
+
+    def measures_after(self, step: int, num_steps: int) -> bool:
+        """Whether the held-out loss is measured after a step, from 0."""
+        held_out = self.held_out
+        return held_out is not None and ((step + 1) % held_out.every_steps == 0 or step + 1 == num_steps)
 
     def num_steps(self, num_samples: int) -> int:
         """How many batches `num_samples` rows are trained for; a rest below a batch is left out of each epoch."""

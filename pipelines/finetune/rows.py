@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.datasets import Quarantined, Record, check_quarantine, read_dataset
-from pipelines.finetune.recipe import Recipe
+from pipelines.finetune.recipe import HeldOut, Recipe
 from pipelines.models import build_tokenizer
 from pipelines.preprocess import media_id
 from pipelines.samples import (
@@ -52,9 +53,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows by sample id, and the samples that are left out."""
+    """Rows to train on by sample id, rows held out, and the samples that cannot be rows."""
 
     samples: Mapping[str, Sample]
+    held_out: tuple[Sample, ...]
     quarantined: tuple[Quarantined, ...]
     tokenizer: PreTrainedTokenizerBase
 
@@ -105,7 +107,38 @@ def make_rows(
         except BadSample as error:
             quarantined.append(Quarantined(number, sample_id, str(error)))
     check_quarantine("rows", [f"{q.id}: {q.reason}" for q in quarantined], len(pieces), source.quarantine_limit)
-    return Rows(samples, tuple(quarantined), tokenizer)
+    trained, held_out = hold_out(samples, recipe.held_out)
+    return Rows(trained, held_out, tuple(quarantined), tokenizer)
+
+
+def hold_out(
+    samples: Mapping[str, Sample], held_out: HeldOut | None
+) -> tuple[Mapping[str, Sample], tuple[Sample, ...]]:
+    """The rows to train on, and those held out, the same for every variant and seed.
+
+    Held out are those whose media (of a text alone: whose id) have the least sha256. A row that shows a medium of
+    theirs is not trained on either. Raises ValueError when none is left.
+    """
+    if held_out is None:
+        return samples, ()
+    order = sorted(samples.values(), key=lambda sample: (_media_sha256(sample), sample.id))
+    chosen = tuple(order[: held_out.rows])
+    shown, ids = {medium.id for sample in chosen for medium in sample.media}, {sample.id for sample in chosen}
+    trained = {
+        name: sample
+        for name, sample in samples.items()
+        if name not in ids and shown.isdisjoint(medium.id for medium in sample.media)
+    }
+    if not trained:
+        raise ValueError(
+            f"recipe.held_out.rows {held_out.rows} leaves none of {len(samples)} rows to train on; lower it, or give "
+            "more training videos"
+        )
+    return trained, chosen
+
+
+def _media_sha256(sample: Sample) -> str:
+    return hashlib.sha256(json.dumps([medium.id for medium in sample.media] or sample.id).encode()).hexdigest()
 
 
 def _times(piece: Piece, layout: RowLayout) -> list[str]:

@@ -18,8 +18,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
-from hope_core import Variant, compute_positions, draw_scales
+from hope_core import Positions, Variant, compute_positions, draw_scales
 from hope_core.modeling import vision_tokens
+from pipelines.finetune.layout import packed, padded, padded_ids
 from pipelines.finetune.model import COMPUTE
 from pipelines.finetune.recipe import Recipe
 from pipelines.finetune.state import Used
@@ -45,11 +46,13 @@ class Trainer:
         accelerator: Accelerator,
         frames: FrameStore,
         micro_batch_size: int | None,
+        packs: bool,
         fsdp: bool,
     ) -> None:
         self.variant, self.recipe, self.seed = variant, recipe, seed
         self.model, self.spread_model, self.accelerator, self.frames = model, spread_model, accelerator, frames
         self.micro_batch_size, self.fsdp = micro_batch_size, fsdp
+        self.lay_out = packed if packs else padded
         self.tokens = vision_tokens(model.config)
         self.merge_size = model.config.vision_config.spatial_merge_size
         self.mean, self.std = model_config.normalisation
@@ -101,17 +104,56 @@ class Trainer:
             "peak_memory_gib": _peak_memory_gib(accelerator.device),
         }
 
+    @torch.no_grad()
+    def held_out_loss(self, rows: Sequence[Sample]) -> float:
+        """Mean loss over the answers' tokens of rows that are not trained on; nothing in it is drawn.
+
+        A dynamic variant is measured at the factor 1, which every published set of choices has: draws would be noise
+        between two measurements, and the factor of its evaluation is chosen later. Every other one has its own.
+        """
+        workers, index = self.accelerator.num_processes, self.accelerator.process_index
+        size = self.micro_batch_size or self.recipe.batch_size // workers
+        pieces = [rows[first : first + size] for first in range(0, len(rows), size)]
+        found = torch.zeros(1, device=self.accelerator.device)
+        self.spread_model.eval()
+        for first in range(index, index + len(pieces), workers):  # each worker as often: sharded weights are gathered
+            piece = pieces[first % len(pieces)]
+            scales = [self.variant.factor or 1.0 for sample in piece for _ in sample.media]
+            loss, _ = answer_loss(*self._forward(piece, self._compute(piece, scales).position_ids))
+            if first < len(pieces):
+                found += loss * sum(map(_num_answers, piece))
+        self.spread_model.train()
+        if self.fsdp:
+            self.spread_model.reshard()  # which only a backward does by itself
+        total = self.accelerator.reduce(found, "sum").item() / sum(map(_num_answers, rows))
+        if not np.isfinite(total):
+            raise FloatingPointError(f"the held-out loss is {total}; lower recipe.lr or look at the positions")
+        return total
+
     def _positions(self, batch: Sequence[Sample], epoch: int) -> Tensor:
         """float32 (3, B, S) of the whole batch, and a note of what was used: every worker notes the same."""
-        lengths = torch.tensor([len(sample.input_ids) for sample in batch])
-        media = [medium for sample in batch for medium in sample.media]
         scales = [
             scale
             for sample in batch
             for scale in draw_scales(self.variant, len(sample.media), seed=self.seed, epoch=epoch, sample_id=sample.id)
         ]
-        ids = _padded([sample.input_ids for sample in batch], 0)
-        positions = compute_positions(
+        positions = self._compute(batch, scales)
+        rows = [positions.position_ids[:, row, : len(sample.input_ids)] for row, sample in enumerate(batch)]
+        scale_counts = Counter(dict(self.used.scales))
+        scale_counts.update(positions.scales)
+        self.used = Used(
+            _chained(self.used.samples_sha256, json.dumps([sample.id for sample in batch]).encode()),
+            _chained(self.used.position_ids_sha256, *(row.contiguous().numpy().tobytes() for row in rows)),
+            tuple(sorted(scale_counts.items())),
+        )
+        return positions.position_ids
+
+    def _compute(self, batch: Sequence[Sample], scales: Sequence[float]) -> Positions:
+        """Positions of rows padded at the right, with a factor for each of their media."""
+        lengths = torch.tensor([len(sample.input_ids) for sample in batch])
+        media = [medium for sample in batch for medium in sample.media]
+        ids = padded_ids(batch)
+        return compute_positions(
             self.variant,
             ids,
             tokens=self.tokens,
@@ -122,15 +164,6 @@ class Trainer:
             seconds_per_frame=[medium.seconds_per_cell for medium in media],
             scales=scales if self.variant.scalable else None,
         )
-        rows = [positions.position_ids[:, row, :length] for row, length in enumerate(lengths.tolist())]
-        scale_counts = Counter(dict(self.used.scales))
-        scale_counts.update(positions.scales)
-        self.used = Used(
-            _chained(self.used.samples_sha256, json.dumps([sample.id for sample in batch]).encode()),
-            _chained(self.used.position_ids_sha256, *(row.contiguous().numpy().tobytes() for row in rows)),
-            tuple(sorted(scale_counts.items())),
-        )
-        return positions.position_ids
 
     def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Workers exchange gradients at the last piece of a batch only."""
@@ -140,15 +173,15 @@ class Trainer:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.spread_model)
 
     def _forward(self, rows: Sequence[Sample], positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (rows, C, V) and labels (rows, C) of the C columns in which a row has an answer's token.
+        """Logits (B, C, V) and labels (B, C) of the C columns in which a row has an answer's token to predict.
 
-        Rows are padded at the right, where no token looks. All S logits over a real vocabulary would be gigabytes.
+        B is 1 where rows are packed. All S logits over a real vocabulary would be gigabytes.
         """
-        device, length = self.accelerator.device, max(len(sample.input_ids) for sample in rows)
-        labels = _padded([sample.labels for sample in rows], IGNORED)[:, 1:]
-        columns = (labels != IGNORED).any(0).nonzero().squeeze(1)
+        device = self.accelerator.device
+        batch = self.lay_out(rows, positions)
+        ids = batch.input_ids
+        columns = (batch.labels != IGNORED).any(0).nonzero().squeeze(1)
         media = [medium for sample in rows for medium in sample.media]
-        ids = _padded([sample.input_ids for sample in rows], 0)
         visual = {}
         for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             grid = _grid(media, kind)
@@ -164,11 +197,11 @@ class Trainer:
                 input_ids=ids.to(device),
                 **visual,
                 mm_token_type_ids=kinds.to(device),
-                position_ids=positions[:, :, :length].to(device),
+                position_ids=batch.position_ids.to(device),
                 use_cache=False,
                 logits_to_keep=columns.to(device),
             ).logits
-        return logits, labels[:, columns].to(device)
+        return logits, batch.labels[:, columns].to(device)
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,11 +224,6 @@ def _grid(media: Sequence[Medium], kind: str) -> Tensor | None:
 def _num_answers(sample: Sample) -> int:
     """Tokens with loss: the first token of a row is predicted from nothing."""
     return sum(label != IGNORED for label in sample.labels[1:])
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
 
 
 def _chained(before: str, *content: bytes) -> str:

@@ -56,6 +56,15 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
             ["study=smoke", "cluster.training.workers=3"],
             r"batch_size is 16, no multiple of cluster\.training\.workers 3",
         ),
+        (
+            ["study=smoke", "recipe.held_out={rows: 9999, every_steps: 10}"],
+            r"recipe\.held_out\.rows is 9999 of dataset \w+'s \d+ rows; leave recipe\.batch_size 16 of them or more",
+        ),
+        (
+            ["study=smoke", "recipe.held_out={rows: 8, every_steps: 9, keep: first}"],
+            r"recipe\.held_out\.keep is 'first'",
+        ),
+        (["study=smoke", "recipe.held_out={rows: 8, every: 9}"], r"unknown key recipe\.held_out\.every"),
         (["study=smoke", "cluster.training.fsdp=true"], r"shards a model over workers; set cluster\.training\.workers"),
         (["study=smoke", "cluster.training.attention=fast"], r"attention is 'fast'; allowed are auto, sdpa"),
         (["study=smoke", "model=qwen2_vl_7b", "model.hidden_size=64"], r"unknown key model\.hidden_size"),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from hope_core import get_variant
 from hope_core.modeling import load, variant_of
 from pipelines.engine import Artifact, Stage
-from pipelines.finetune import FinetunePlacement, Lora, Placement, Recipe, finetune_stage
+from pipelines.finetune import FinetunePlacement, HeldOut, Lora, Placement, Recipe, finetune_stage
 from pipelines.finetune.stage import run
 from tests.pipelines import world
 from tests.pipelines.tiny_checkpoint import write_checkpoint
@@ -99,7 +99,12 @@ run(config, trial, out_dir)
 def test_after_kill_9_a_training_goes_on_from_its_checkpoint_to_the_same_weights_bit_for_bit(
     trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, lora=Lora(2, 4, 0.5, ("q_proj", "v_proj")))  # its dropout is random too
+    recipe = dataclasses.replace(
+        RECIPE,
+        lr=30.0,  # the best weights are older than the checkpoint: no later measurement is as low
+        lora=Lora(2, 4, 0.5, ("q_proj", "v_proj")),  # its dropout is random too
+        held_out=HeldOut(5, 2, "best"),
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = train(trial, whole, checkpoint, recipe, checkpoint_steps=2)
     killed.mkdir()
@@ -111,23 +116,23 @@ def test_after_kill_9_a_training_goes_on_from_its_checkpoint_to_the_same_weights
     resumed = train(trial, killed, checkpoint, recipe, checkpoint_steps=2)
     assert steps_of(killed) == [0, 1, 2, 3, 4, 5]
     assert same(whole, killed)
-    found = ("samples_sha256", "position_ids_sha256", "drawn_scales", "final_loss")
+    assert resumed["best_step"] == 3
+    found = ("samples_sha256", "position_ids_sha256", "drawn_scales", "final_loss", "best_step", "best_held_out_loss")
     assert {key: resumed[key] for key in found} == {key: undisturbed[key] for key in found}
     assert not (killed / "progress").exists()
 
 
-def test_rows_in_pieces_of_any_size_give_the_weights_of_the_whole_batch(
+def test_rows_in_pieces_of_any_size_padded_or_packed_give_the_weights_of_the_whole_batch(
     trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
 ) -> None:
-    results = {
-        size: train(trial, tmp_path / str(size), checkpoint, micro_batch_size=size, checkpoint_steps=None)
-        for size in (None, 1, 3)
-    }
-    for size in (1, 3):
-        for name, tensor in weights(tmp_path / "None").items():
-            torch.testing.assert_close(weights(tmp_path / str(size))[name], tensor, rtol=0, atol=2e-5)
-        assert results[size]["position_ids_sha256"] == results[None]["position_ids_sha256"]
-        assert results[size]["final_loss"] == pytest.approx(results[None]["final_loss"], abs=1e-5)
+    whole = train(trial, tmp_path / "whole", checkpoint, checkpoint_steps=None)
+    for size, packed in ((1, False), (3, False), (3, True)):
+        out_dir = tmp_path / f"{size}-{packed}"
+        result = train(trial, out_dir, checkpoint, micro_batch_size=size, packed=packed, checkpoint_steps=None)
+        for name, tensor in weights(tmp_path / "whole").items():
+            torch.testing.assert_close(weights(out_dir)[name], tensor, rtol=0, atol=2e-5)
+        assert result["position_ids_sha256"] == whole["position_ids_sha256"]
+        assert result["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-5)
 
 
 def test_adapters_are_merged_and_the_checkpoint_loads_as_any_other(

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.engine import Artifact
+from pipelines.finetune import HeldOut
 from pipelines.finetune.stage import run
 from tests.pipelines import world
 from tests.pipelines.test_training_resumes import RECIPE, stage_of
@@ -22,7 +23,8 @@ from tests.pipelines.tiny_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LONG = dataclasses.replace(RECIPE, steps=60)
+# Three held-out rows, one a forward: the second of two workers has none in the second round.
+LONG = dataclasses.replace(RECIPE, steps=60, held_out=HeldOut(3, 15, "best"))
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +83,11 @@ def undisturbed(trial: dict[str, Artifact], checkpoint: Any, tmp_path_factory: p
 
 def assert_as_one_worker(two: Path, one: Path) -> None:
     """Sums in another order: the losses agree to rounding, the weights to what Adam makes of it."""
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
-        for folder in (one, two)
-    ]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    lines = [[json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()] for path in (one, two)]
+    for name in ("loss", "held_out_loss"):
+        losses = [{line["step"]: line[name] for line in each if name in line} for each in lines]
+        assert losses[0]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     after_one, after_two = weights(one), weights(two)
     assert after_two.keys() == after_one.keys()
     for name, tensor in after_one.items():
@@ -104,10 +106,12 @@ def test_two_workers_have_the_losses_and_weights_of_one(
 def test_sharded_weights_train_on_the_same_rows_and_positions_to_the_same_weights(
     trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
 ) -> None:
-    stage = stage_of(checkpoint, fsdp=True, micro_batch_size=1)
+    recipe = dataclasses.replace(RECIPE, held_out=HeldOut(3, 2, "best"))
+    # A checkpoint right after a measurement, and steps after it.
+    stage = stage_of(checkpoint, recipe, fsdp=True, micro_batch_size=1, checkpoint_steps=2)
     one = run(stage.config, trial, tmp_path)
     two = on_two(stage, trial, tmp_path / "two")
-    same = ("samples_sha256", "position_ids_sha256", "drawn_scales", "num_samples", "steps")
+    same = ("samples_sha256", "position_ids_sha256", "drawn_scales", "num_samples", "steps", "best_step")
     assert {key: two[key] for key in same} == {key: one[key] for key in same}
     assert_as_one_worker(tmp_path / "two" / "out", tmp_path)
 

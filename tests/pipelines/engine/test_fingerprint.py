@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.engine import ABSENT, Difference, NotEncodable, diff, encode, fingerprint
+from pipelines.engine.fingerprint import ADDED_LATER
 from tests.pipelines.engine.conftest import ROOT
 
 
@@ -47,6 +48,23 @@ class Budget:
 @dataclass
 class Mutable:
     fps: float = 2.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    lr: float
+
+
+@dataclass(frozen=True)
+class LaterRecipe:
+    lr: float
+    held_out: int | None = field(default=None, metadata=ADDED_LATER)
+
+
+def test_a_field_added_later_changes_an_identity_only_where_it_is_set() -> None:
+    before = encode(Recipe(1.0)) | {"$type": "LaterRecipe"}
+    assert encode(LaterRecipe(1.0)) == before
+    assert encode(LaterRecipe(1.0, held_out=3)) == before | {"held_out": 3}
 
 
 def test_a_config_is_encoded_field_by_field() -> None:
