@@ -25,6 +25,8 @@ from tests.bench.__main__ import DOCUMENT, machine, replaced
 STOCK = "stock"
 # The layouts of a rotary table: one for all heads, and, with mhrope, one for each head.
 VARIANTS = ("m_rope", "hope", "mrope_interleave", "mhrope")
+# The same tokens as if four rows stood behind each other: what SDPA's mask costs, and what flash attention saves.
+PACKED, PACKED_ROWS = "m_rope, four packed", 4
 TARGET = 1.01
 WARM_UP, ROUNDS = 2, 7
 
@@ -123,7 +125,7 @@ def contestants(shape: Shape, device: torch.device, attention: str) -> dict[str,
         if name == STOCK:
             step(stock)
             return
-        variant = get_variant(name)
+        variant = get_variant("m_rope" if name == PACKED else name)
         install(ours, variant)
         positions = compute_positions(
             variant,
@@ -132,9 +134,13 @@ def contestants(shape: Shape, device: torch.device, attention: str) -> dict[str,
             video_grid_thw=row["video_grid_thw"],
             scales=1.0 if variant.scalable else None,
         )
-        step(ours, position_ids=positions.position_ids.to(device))
+        rows = positions.position_ids
+        if name == PACKED:
+            text = torch.arange(shape.tokens) % (shape.tokens // PACKED_ROWS)
+            rows = torch.cat((text.to(rows.dtype).expand(1, 1, -1), rows))
+        step(ours, position_ids=rows.to(device))
 
-    return {name: lambda name=name: step_of(name) for name in (STOCK, *VARIANTS)}
+    return {name: lambda name=name: step_of(name) for name in (STOCK, *VARIANTS, PACKED)}
 
 
 def measure(shape: Shape, device: torch.device, attention: str) -> list[str]:
@@ -159,7 +165,7 @@ def measure(shape: Shape, device: torch.device, attention: str) -> list[str]:
     for name, seconds in best.items():
         memory = f"{peak[name]:.1f} GiB" if name in peak else ""
         ratio = f"{seconds / best[STOCK]:.3f}" if name != STOCK else ""
-        target = f"<= {TARGET}" if name != STOCK else ""
+        target = f"<= {TARGET}" if name in VARIANTS else ""
         lines.append(f"| {attention} | {name} | {shape.tokens / seconds:,.0f} | {memory} | {ratio} | {target} |")
     return lines
 

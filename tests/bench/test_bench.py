@@ -43,7 +43,7 @@ def test_contestants_take_turns() -> None:
 def test_the_gpu_check_gives_a_line_for_stock_and_for_each_variant() -> None:
     table = gpu_check.report(gpu_check.TINY, torch.device("cpu")).splitlines()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith("| sdpa")]
-    assert [line[:2] for line in lines] == [["sdpa", name] for name in ("stock", *gpu_check.VARIANTS)]
+    assert [line[:2] for line in lines] == [["sdpa", name] for name in ("stock", *gpu_check.VARIANTS, gpu_check.PACKED)]
     assert all(float(line[2].replace(",", "")) > 0 for line in lines)
     assert table[-1].startswith("`auto` is sdpa. flash_attention_2 needs a CUDA device")
 
