@@ -222,7 +222,7 @@ def variant_of(model: PreTrainedModel) -> Variant:
 def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A model with its variant, as model.save_pretrained wrote it; kwargs go to from_pretrained. safetensors only.
 
-    Raises ValueError for a checkpoint without a variant.
+    Raises ValueError for a checkpoint without a variant, and for one that lacks weights.
     """
     config = AutoConfig.from_pretrained(path)
     classes = {family.config: family.lm for family in _FAMILIES}
@@ -230,7 +230,20 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise ValueError(
             f"{path} is a {config.model_type} checkpoint without a variant; load it as such, then install one"
         )
-    return classes[type(config)].from_pretrained(path, use_safetensors=True, **kwargs)
+    return load_whole(classes[type(config)], path, **kwargs)
+
+
+def load_whole(model_class: Any, path: str | Path, **kwargs: Any) -> Any:
+    """`model_class.from_pretrained` of safetensors, or ValueError where they lack weights of the model.
+
+    transformers itself draws missing weights at random and goes on with a warning.
+    """
+    model, found = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the weights of {type(model).__name__}, as {missing[0]}; get it whole"
+        )
+    return model
 
 
 def export_stock(model: PreTrainedModel, path: str | Path) -> None:

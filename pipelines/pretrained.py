@@ -104,12 +104,14 @@ class PretrainedModel:
         return AutoTokenizer.from_pretrained(self.path, revision=self.revision)
 
     def load(self, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-        """The stock model on the CPU. Raises ValueError where its sizes are not the declared ones."""
+        """The stock model on the CPU. Raises ValueError for sizes that are not declared, and missing weights."""
         from transformers import AutoModelForImageTextToText
 
+        from hope_core.modeling import load_whole
+
         weights_identity(self.path, self.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
-            self.path, revision=self.revision, dtype=dtype, attn_implementation=attention, use_safetensors=True
+        model = load_whole(
+            AutoModelForImageTextToText, self.path, revision=self.revision, dtype=dtype, attn_implementation=attention
         )
         found = sizes_of(model.config)
         for field, size in found.items():
@@ -179,8 +181,10 @@ def weights_identity(path: str, revision: str | None) -> str:
 def _replace_language(model: Any, path: str, revision: str | None, dtype: torch.dtype) -> None:
     from transformers import AutoModelForCausalLM
 
+    from hope_core.modeling import load_whole
+
     weights_identity(path, revision)
-    text = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
+    text = load_whole(AutoModelForCausalLM, path, revision=revision, dtype=dtype)
     wanted, given = model.model.language_model.state_dict(), text.model.state_dict()
     different = [name for name in wanted if name not in given or given[name].shape != wanted[name].shape]
     if different:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, Qwen2VLForConditionalGeneration
 
@@ -347,6 +348,14 @@ def test_a_model_that_came_from_disk_comes_back_from_there_with_its_own_weights(
     model.save_pretrained(tmp_path / "ours")
     loaded = load(tmp_path / "ours").eval()
     assert torch.equal(logits(loaded, tiny_inputs(family)), logits(model, tiny_inputs(family)))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    with_variant("qwen2_vl", HOPE).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(dict(sorted(weights.items())[1:]), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 of the weights"):
+        load(tmp_path)
 
 
 def test_load_passes_options_on(tmp_path: Path) -> None:

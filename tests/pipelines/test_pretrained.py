@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pipelines.pretrained import PretrainedModel, weights_identity
@@ -50,6 +50,17 @@ def test_a_hub_name_is_known_by_name_and_revision_without_a_network() -> None:
 def test_sizes_that_a_study_was_planned_with_must_be_those_of_the_checkpoint(model: PretrainedModel) -> None:
     with pytest.raises(ValueError, match=r"model\.patch_size is 14, but .* has 8; set it so"):
         loaded(dataclasses.replace(model, patch_size=14))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_random_ones(
+    model: PretrainedModel, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(model.path, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if "mlp" in name and "visual" not in name)
+    save_file({key: weight for key, weight in weights.items() if key != name}, broken / "model.safetensors")
+    with pytest.raises(ValueError, match=r"broken lacks 1 of the weights of Qwen2VLFor\w+, as \S+mlp\S+; get it whole"):
+        loaded(dataclasses.replace(model, path=str(broken)))
 
 
 def test_the_language_model_can_come_from_a_text_checkpoint(model: PretrainedModel, tmp_path: Path) -> None:
