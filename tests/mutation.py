@@ -31,9 +31,9 @@ from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_HOPE_CORE = tuple(
-    f"tests/hope_core/test_{name}.py"
-    for name in ("positions", "positions_property", "golden", "frequencies", "rotary", "variants")
+OF_SLOTS = tuple(f"tests/hope_core/test_{name}.py" for name in ("variants", "frequencies", "rotary"))
+OF_PLACES = tuple(
+    f"tests/hope_core/test_{name}.py" for name in ("positions", "positions_property", "golden", "variants")
 )
 # Modules, and the tests that have to notice a fault in them.
 TESTS: dict[str, tuple[str, ...]] = {
@@ -41,8 +41,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     # Simulations notice much, but take seconds for every mutant that lives.
     "reports.statistics": ("tests/reports/test_statistics.py", "-k", "not simulation and not is_found_as_often"),
     "reports.verdicts": ("tests/reports/test_verdicts.py",),
-    **{f"hope_core.{name}": OF_HOPE_CORE for name in ("segments", "positions", "designs")},
-    **{f"hope_core.{name}": OF_HOPE_CORE for name in ("scaling", "frequencies", "rotary")},
+    **{f"hope_core.{name}": OF_SLOTS for name in ("scaling", "frequencies", "rotary")},
+    **{f"hope_core.{name}": OF_PLACES for name in ("segments", "positions", "designs")},
 }
 OPERATORS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, And Or, Add Sub, Mult Div, BitAnd BitOr"
 NAMES = "min max, any all, minimum maximum, floor ceil, sin cos, amin amax"
@@ -105,6 +105,8 @@ def sites(node: ast.AST, scope: str = "", statement: ast.stmt | None = None) -> 
             return
         case ast.Raise(exc=ast.Name()) | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return
+        case ast.Assign(value=ast.Call()) | ast.AnnAssign(value=ast.Call()) if not scope.endswith("()."):
+            return  # an object: plant() leaves it as it is
     if isinstance(node, ast.stmt):
         statement = node
     if statement is not None:

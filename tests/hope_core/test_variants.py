@@ -206,6 +206,18 @@ def test_the_published_inference_scales() -> None:
     assert scales == {"m_rope": 1.0, "videorope": 2.0, "hope": 1.5, "v2pe": None, "qwen2_5_time": None}
 
 
+def test_parts_without_parameters_are_the_published_ones() -> None:
+    assert AbsoluteTime().tokens_per_second == 2
+    assert Dynamic().choices == (0.5, 0.75, 1.0, 1.25, 1.5)
+    assert POSITIONS["corner"]().to_dict()["strides"] == [1, 1, 1]
+    assert POSITIONS["small_step"]().to_dict()["span"] is None
+    ring = {"kind": "ring", "radius": 10, "alpha": 0.5, "centered": True, "positive": False}
+    assert POSITIONS["ring"]().to_dict() == ring
+    extended = {"kind": "temporal_low_extended", "extension": 4, "trained_tokens": 32768}
+    assert FREQUENCIES["temporal_low_extended"]().to_dict() == extended
+    assert FREQUENCIES["temporal_zero"]().to_dict() == {"kind": "temporal_zero", "scope": "all"}
+
+
 def test_drawn_factors_depend_on_seed_epoch_and_sample_alone() -> None:
     hope = get_variant("hope")
 
