@@ -88,6 +88,13 @@ def test_frequencies_fall_geometrically_and_are_float32(name: str) -> None:
     torch.testing.assert_close(frequencies, torch.tensor(expected), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["one_axis", "temporal_low_extended"])
+def test_theory_gets_frequencies_in_float64(kind: str) -> None:
+    frequencies = FREQUENCIES[kind]().inverse_frequencies(64, 1e4, torch.float64)
+    assert frequencies.dtype == torch.float64
+    assert frequencies[1].item() == pytest.approx(1e4 ** (-2 / 64), rel=1e-14)
+
+
 def test_videorope_pp_lengthens_the_base_of_temporal_slots_only() -> None:
     plain = get_variant("videorope").inverse_frequencies(128, 1e6)
     longer = get_variant("videorope_pp").inverse_frequencies(128, 1e6)
@@ -98,6 +105,13 @@ def test_videorope_pp_lengthens_the_base_of_temporal_slots_only() -> None:
     # slot d/2 - 1 is slowed by the ratio of the lengths, the meaning of the exponent d / (d - 2)
     assert plain[63].item() / longer[63].item() == pytest.approx(4, rel=1e-4)
     assert math.isclose(base ** (-126 / 128), longer[63].item(), rel_tol=1e-5)
+
+
+def test_the_lowest_slot_is_slowed_by_the_ratio_of_the_last_positions() -> None:
+    plain = FREQUENCIES["temporal_low"]().inverse_frequencies(128, 1e6, torch.float64)
+    longer = FREQUENCIES["temporal_low_extended"](extension=4.0, trained_tokens=3)
+    slowed = plain[63] / longer.inverse_frequencies(128, 1e6, torch.float64)[63]
+    assert slowed.item() == pytest.approx((4 * 3 - 1) / (3 - 1), rel=1e-12)
 
 
 def test_temporal_high_differs_from_contiguous_in_space_only() -> None:
