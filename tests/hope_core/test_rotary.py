@@ -98,6 +98,15 @@ def test_head_wise_queries_turn_as_the_key_of_their_group() -> None:
     assert torch.equal(q[:, 1::2], k)
 
 
+def test_heads_that_are_given_no_axis_do_not_turn() -> None:
+    variant = get_variant("mhrope").replace(frequencies={"kind": "headwise", "heads": [1, 0, 2]})
+    place = torch.rand(3, 1, 5) * 100
+    cos, sin = rotary_tables(variant, place, head_dim=32, rope_theta=1e4, num_key_value_heads=4)
+    assert (cos[:, 3] == 1).all()
+    assert (sin[:, 3] == 0).all()
+    assert (sin[:, :3] != 0).all()
+
+
 def test_gradients_flow_through_the_rotation_and_are_its_transpose() -> None:
     cos, sin = rotary_tables(get_variant("hope"), torch.rand(3, 1, 3) * 50, head_dim=16, rope_theta=1e4)
     q = torch.randn(1, 2, 3, 16, dtype=torch.float64, requires_grad=True)
