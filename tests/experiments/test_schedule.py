@@ -39,7 +39,8 @@ def test_a_changed_benchmark_folder_runs_exactly_the_new_cells_once(finished: li
     write_mlvu(folder, videos=3)
     tiny = "{fps:2.0,frames_per_1000_tokens:250.0,min_frames:2,min_tokens:1,max_tokens:4}"
     mlvu = [f"root={folder}", "contexts_tokens=[16]", "max_new_tokens=3", f"budget={tiny}"]
-    study = [*finished, "cluster.decode_workers=0", "benchmark=mlvu", *(f"benchmarks.mlvu.{each}" for each in mlvu)]
+    one = ("study.variants=[{name: hope, published_scale: 0.75}]", "study.baseline=hope")
+    study = [*finished, *one, "benchmark=mlvu", *(f"benchmarks.mlvu.{each}" for each in mlvu)]
     assert LocalRunner(Store(store)).run(open_rerun(study).study.selected.targets).ok
     before = artifacts(store)
     with Schedule(store, clock=clock) as schedule:
@@ -57,14 +58,14 @@ def test_a_changed_benchmark_folder_runs_exactly_the_new_cells_once(finished: li
         assert schedule.run_due(print) == []
     assert firing.exit_code == 0, (store / firing.log).read_text()
     evaluations = [label for label in firing.ran if label.startswith("evaluate")]
-    assert len(evaluations) == 4
+    assert len(evaluations) == 2
     assert all("mlvu" in label for label in firing.ran), firing.ran
     assert len(artifacts(store) - before) == len(firing.ran)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("schedule").experiment_id])
     assert run.data.tags["cause"] == f"{folder} changed"
     assert run.data.metrics == {"exit_code": 0, "stages_run": len(firing.ran), "duration_s": firing.duration_s}
-    assert client.get_run(run.data.tags["study_run"]).data.tags["expected_cells"] == "12"
+    assert client.get_run(run.data.tags["study_run"]).data.tags["expected_cells"] == "6"
     assert [each.mlflow_run for each in read_firings(store)] == [run.info.run_id]
 
 
