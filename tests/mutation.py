@@ -31,7 +31,9 @@ from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_SLOTS = tuple(f"tests/hope_core/test_{name}.py" for name in ("variants", "frequencies", "rotary", "positions"))
+OF_SLOTS = tuple(
+    f"tests/hope_core/test_{name}.py" for name in ("variants", "frequencies", "rotary", "positions", "golden")
+)
 OF_PLACES = tuple(
     f"tests/hope_core/test_{name}.py" for name in ("positions", "positions_property", "golden", "variants")
 )
