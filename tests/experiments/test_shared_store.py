@@ -28,9 +28,9 @@ from pipelines.engine import Store
 overrides, store = sys.argv[1:], Store(sys.argv[-1].removeprefix("store="))
 long = {trial.finetune.fingerprint for trial in build_grid(load_config(overrides)[0]).trials}
 checks = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
-head = {"num_cpus": 0, "include_dashboard": False, "_system_config": checks}
+head = {"num_cpus": 1, "include_dashboard": False, "_system_config": checks}
 cluster = Cluster(initialize_head=True, head_node_args=head)
-lost, kept = [cluster.add_node(num_cpus=1) for _ in range(2)]
+lost = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
 killed = []
 
@@ -90,7 +90,7 @@ def test_two_launchers_at_once_run_each_stage_once_and_both_end_well(small: list
 
 def test_a_study_whose_cluster_loses_a_node_ends_with_all_cells(small: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-c", CLUSTER, "cluster.decode_workers=1", "recipe.steps=30", *small]
+    command = [sys.executable, "-c", CLUSTER, "recipe.steps=30", *small]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     (fingerprint,) = done.stdout.splitlines()[-1].split()[1:]
