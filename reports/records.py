@@ -9,7 +9,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-CURVES = ("train/loss", "train/accuracy", "train/lr")
+CURVES = ("train/loss", "train/held_out_loss", "train/accuracy", "train/lr")
 CELL_TAGS = (
     *("variant", "setting", "layout", "allocation", "scaling", "trial", "benchmark", "context", "scale_rule"),
     *("budget", "question_set", "scorer", "command", "fingerprint", "error"),

@@ -213,7 +213,11 @@ def search_boundaries(results: StudyResults) -> str:
 
 
 def training_figures(results: StudyResults) -> list[Figure]:
-    wanted = (("train/loss", "training loss"), ("train/accuracy", "training accuracy"))
+    wanted = (
+        ("train/loss", "training loss"),
+        ("train/held_out_loss", "loss on held-out rows"),
+        ("train/accuracy", "training accuracy"),
+    )
     found = []
     for (metric, what), setting in product(wanted, results.settings):
         curves = results.curves[(results.curves.metric == metric) & (results.curves.setting == setting)]

@@ -158,6 +158,7 @@ def trial_runs(
     luck = rng.normal(0, design.seed_sd)
     steps = range(0, design.steps, 5)
     curve = [("train/loss", 2.3 * np.exp(-step / 8) + 0.02, step) for step in steps]
+    curve += [("train/held_out_loss", 2.4 * np.exp(-step / 9) + 0.05, step) for step in steps[::2]]
     curve += [("train/accuracy", 1 - 0.9 * np.exp(-step / 8), step) for step in steps]
     trial = Run(
         f"{variant.name}{f' [{setting}]' if setting else ''} seed {seed}",

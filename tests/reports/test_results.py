@@ -25,7 +25,7 @@ def test_every_cell_trial_question_and_curve_is_read(results: StudyResults) -> N
     assert len(results.trials) == trials
     assert len(results.cells) == cells == results.expected_cells
     assert len(results.questions) == (cells - 1) * STUDY.questions
-    assert set(results.curves.metric) == {"train/loss", "train/accuracy"}
+    assert set(results.curves.metric) == {"train/loss", "train/held_out_loss", "train/accuracy"}
     assert len(results.searches) == 4 * 4 * 2
 
 
