@@ -67,7 +67,8 @@ def test_a_slurm_script_starts_a_head_and_workers_and_exits_as_the_study_does(
     notes = tmp_path / "notes"
     note = f'#!/bin/bash\necho "$(basename "$0") $RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}} $*" >> {notes}\n'
     stubs = {"srun": note, "ray": "#!/bin/bash\n", "hope": note + "exit 1\n"}
-    stubs |= {"scontrol": "#!/bin/bash\necho one; echo two\n", "getent": "#!/bin/bash\necho 10.0.0.1 one\n"}
+    stubs |= {"scontrol": "#!/bin/bash\necho one; seq 100000\n"}
+    stubs |= {"getent": "#!/bin/bash\necho 10.0.0.1 one; seq 100000\n"}
     for name, text in stubs.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)

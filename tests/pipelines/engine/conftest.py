@@ -67,5 +67,5 @@ def launch(store: Store, desk: Path) -> Iterator[Launch]:
 
     yield start
     for launcher in launchers:
-        launcher.kill()
-        launcher.communicate()
+        with launcher:
+            launcher.kill()
