@@ -93,8 +93,8 @@ def find_blocks(
                 item += 1
                 at += size
                 left -= size
-            elif left == rows * columns and at == first:
-                blocks.append(Block(at, item, kind == "video", 1, rows, columns))
+            elif kind == "video" and left == rows * columns and at == first:
+                blocks.append(Block(at, item, True, 1, rows, columns))
                 frame_by_frame = (frames - 1, row, index)
                 left = 0
             else:

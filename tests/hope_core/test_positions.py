@@ -117,6 +117,7 @@ def test_frames_that_stand_alone_between_timestamps_are_blocks_of_one_video() ->
         ({"video_grid_thw": [[2, 5, 4]]}, r"video grid \(2, 5, 4\).*multiples of spatial_merge_size 2"),
         ({"video_grid_thw": [[0, 4, 4]]}, r"video grid \(0, 4, 4\).*at least 1"),
         ({"video_grid_thw": [2, 4, 4]}, r"video_grid_thw has shape \(3,\); expected"),
+        ({"image_grid_thw": [1, 4, 4]}, r"image_grid_thw has shape \(3,\); expected"),
         ({"attention_mask": [[1, 1, 1]]}, r"attention_mask has shape \(1, 3\)"),
         ({"input_ids": [1, 2, 3]}, r"input_ids has shape \(3,\)"),
         ({"scales": [1.0, 1.0]}, "scales has 2 numbers; the batch holds 1 images and videos"),
@@ -137,6 +138,28 @@ def test_a_video_cut_off_by_the_end_of_its_row_is_refused() -> None:
     inputs["input_ids"] = inputs["input_ids"][:, :-1]
     with pytest.raises(ValueError, match="row 0: video block of 7 tokens"):
         compute_positions(M_ROPE, **inputs)
+
+
+def test_a_block_that_begins_a_row_is_told_by_that_row() -> None:
+    ids = torch.tensor([[5] * 7, [TOKENS.video] * 7])
+    with pytest.raises(ValueError, match="row 1: video block of 7 tokens; video grid 0 needs 8"):
+        compute_positions(M_ROPE, ids, tokens=TOKENS, video_grid_thw=torch.tensor([[2, 4, 4]]))
+
+
+def test_only_a_video_may_be_given_frame_by_frame() -> None:
+    ids = torch.tensor([[5, *[TOKENS.image] * 4]])
+    with pytest.raises(ValueError, match="row 0: image block of 4 tokens; image grid 0 needs 8"):
+        compute_positions(M_ROPE, ids, tokens=TOKENS, image_grid_thw=torch.tensor([[2, 4, 4]]))
+
+
+def test_a_video_given_frame_by_frame_has_one_time_for_all_its_frames() -> None:
+    frame = [TOKENS.vision_start, *[TOKENS.video] * 4, TOKENS.vision_end]
+    ids, grid = torch.tensor([[5, *frame, *frame]]), torch.tensor([[2, 4, 4]])
+    timed = get_variant("qwen2_5_time")
+    positions = compute_positions(timed, ids, tokens=TOKENS, video_grid_thw=grid, seconds_per_frame=[0.5])
+    with pytest.raises(ValueError, match="seconds_per_frame has 2 numbers; the batch holds 1 videos"):
+        compute_positions(timed, ids, tokens=TOKENS, video_grid_thw=grid, seconds_per_frame=[0.5, 0.5])
+    assert positions.scales == (1.0,)
 
 
 def test_a_block_never_runs_on_into_the_next_row() -> None:
