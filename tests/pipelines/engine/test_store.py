@@ -132,7 +132,7 @@ def make_unusable(kind: str, tmp_path: Path) -> Path | str:
         ("newer format", "update HoPE Lab"),
         ("damaged", "restore"),
         ("someone's data", "give a new folder"),
-        ("url", "not supported yet"),
+        ("url", "object stores are not supported"),
         ("cannot be made", "choose another folder"),
     ],
 )
