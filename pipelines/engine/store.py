@@ -70,7 +70,7 @@ class Store:
 
     def __init__(self, root: Path | str, *, heartbeat_s: float = HEARTBEAT_S, lease_ttl_s: float = TTL_S) -> None:
         if URL.match(str(root)):
-            raise StoreError(f"store {root}: a store is a folder, local or shared by all nodes; object stores are not supported")
+            raise StoreError(f"store {root}: object stores are not supported; give a local or shared folder")
         self.root = Path(root).absolute()
         self.leases = Leases(self.root / "leases", heartbeat_s)
         self.lease_ttl_s = lease_ttl_s
