@@ -175,7 +175,8 @@ def _factors(
         else:
             factors = []
     else:
-        factors = [variant.factor or 1.0] * num_items
+        assert variant.factor is not None, "only dynamic and absolute_time have no factor of their own"
+        factors = [variant.factor] * num_items
     if scales is None:
         return factors
     given = _one_each("scales", scales, num_items, "images and videos")

@@ -85,6 +85,13 @@ def test_no_mask_and_a_mask_of_ones_are_the_same() -> None:
     assert torch.equal(a.rope_deltas, b.rope_deltas)
 
 
+def test_a_row_that_is_all_padding_has_positions_too() -> None:
+    inputs = batch([("text", 3)])
+    positions = compute_positions(M_ROPE, **(inputs | {"attention_mask": torch.zeros_like(inputs["input_ids"])}))
+    assert positions.position_ids.shape == (3, 1, 3)
+    assert positions.position_ids.isfinite().all()
+
+
 def test_frames_that_stand_alone_between_timestamps_are_blocks_of_one_video() -> None:
     frame = [TOKENS.vision_start, *[TOKENS.video] * 4, TOKENS.vision_end]
     ids = torch.tensor([[5, 7, *frame, 7, *frame, 7, *frame, 5]])
@@ -121,6 +128,8 @@ def test_frames_that_stand_alone_between_timestamps_are_blocks_of_one_video() ->
         ({"attention_mask": [[1, 1, 1]]}, r"attention_mask has shape \(1, 3\)"),
         ({"input_ids": [1, 2, 3]}, r"input_ids has shape \(3,\)"),
         ({"scales": [1.0, 1.0]}, "scales has 2 numbers; the batch holds 1 images and videos"),
+        ({"scales": 0.0}, "every factor must be a finite number above zero"),
+        ({"scales": float("inf")}, "every factor must be a finite number above zero"),
         ({"scales": -1.0}, "every factor must be a finite number above zero"),
         ({"scales": float("nan")}, "every factor must be a finite number above zero"),
     ],
@@ -194,6 +203,12 @@ def test_a_dynamic_variant_needs_a_factor_and_says_where_to_get_one() -> None:
     assert temporal_row(compute_positions(HOPE, **batch([("text", 3)]))) == [0, 1, 2]  # text has nothing to scale
 
 
+def test_a_factor_for_one_video_of_a_variant_without_time_is_refused() -> None:
+    inputs = batch([("video", 2, 1, 1), ("video", 2, 1, 1)], wrap=False)
+    with pytest.raises(ValueError, match=r"vanilla: scales \[1\.0, 2\.0\] have no effect on it"):
+        compute_positions(get_variant("vanilla"), **inputs, scales=[1.0, 2.0])
+
+
 def test_a_generator_draws_one_factor_per_image_and_video_of_the_published_choices() -> None:
     rows = [[("video", 2, 1, 1)] * 40, [("image", 1, 1)] * 40]
     draws = [
@@ -241,7 +256,7 @@ def test_absolute_time_takes_seconds_per_video_and_leaves_images_alone() -> None
     assert temporal_row(fractional)[-1] == pytest.approx(9.4)
     with pytest.raises(ValueError, match="absolute_time needs seconds_per_frame"):
         compute_positions(variant, **inputs)
-    with pytest.raises(ValueError, match="seconds_per_frame has 3 numbers; the batch holds 2 videos"):
+    with pytest.raises(ValueError, match="seconds_per_frame has 3 numbers; the batch holds 2 videos$"):
         compute_positions(variant, **inputs, seconds_per_frame=[1.0, 1.0, 1.0])
 
 
