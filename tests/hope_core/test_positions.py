@@ -256,7 +256,7 @@ def test_absolute_time_takes_seconds_per_video_and_leaves_images_alone() -> None
     assert temporal_row(fractional)[-1] == pytest.approx(9.4)
     with pytest.raises(ValueError, match="absolute_time needs seconds_per_frame"):
         compute_positions(variant, **inputs)
-    with pytest.raises(ValueError, match="seconds_per_frame has 3 numbers; the batch holds 2 videos$"):
+    with pytest.raises(ValueError, match=r"seconds_per_frame has 3 numbers; the batch holds 2 videos$"):
         compute_positions(variant, **inputs, seconds_per_frame=[1.0, 1.0, 1.0])
 
 
