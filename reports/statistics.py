@@ -122,7 +122,7 @@ def interaction_components(column: Column) -> Components:
     harmonic_seeds = 1 / float((1 / present.sum(axis=1)).mean())
     per_video = np.nanmean(values, axis=1)
     centred = per_video - per_video.mean(axis=1, keepdims=True)
-    centred = centred - centred.mean(axis=0, keepdims=True)
+    centred = centred - centred.mean(axis=0)
     video_df = (num_variants - 1) * (num_videos - 1)
     video_ms = harmonic_seeds * float((centred**2).sum()) / video_df
     excess = max(0.0, video_ms - residual_ms) / harmonic_seeds
@@ -144,7 +144,7 @@ def contrast(column: Column, weights: Sequence[float]) -> Estimate:
     num_seeds 1 in the answer means that the variance between seeds is not in the interval; 0, no seed in common: NaN.
     A single question says nothing of any other: its interval is everything.
     """
-    used = np.asarray(weights, dtype=float)
+    used = np.asarray(weights)
     if abs(used.sum()) > 1e-9:
         raise ValueError(
             f"weights of a contrast must sum to zero, not {used.sum():g}: give the baseline a negative weight"

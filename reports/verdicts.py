@@ -129,7 +129,7 @@ def judge_column(
                 "errors": asked.errors.get(variant, 0),
                 "repeats": scale_rule != DEFAULT_RULE
                 and not scalable[variant]
-                and not scalable.get(baseline, True)
+                and not scalable[baseline]
                 and DEFAULT_RULE in results.scale_rules,
                 **difference_fields(difference),
             }
@@ -152,7 +152,7 @@ def correct_over_grid(rows: pd.DataFrame) -> pd.DataFrame:
         rows.loc[place, copied] = original.loc[tuple(rows.loc[place, key]), copied]
     counted = ~rows.repeats
     rows.loc[counted, "p_holm"] = holm(list(rows.p_value[counted]))
-    adjusted = rows[counted & (rows.scale_rule == DEFAULT_RULE)].set_index(key).p_holm
+    adjusted = rows[rows.scale_rule == DEFAULT_RULE].set_index(key).p_holm
     for place in rows.index[rows.repeats]:
         rows.loc[place, "p_holm"] = adjusted.loc[tuple(rows.loc[place, key])]
     rows["verdict"] = [

@@ -149,6 +149,14 @@ def test_a_video_cut_off_by_the_end_of_its_row_is_refused() -> None:
         compute_positions(M_ROPE, **inputs)
 
 
+@pytest.mark.parametrize(("block", "after"), [((5, 2, 2), 2 * 4 + 1), ((2, 5, 2), 3 * 4 + 1), ((2, 2, 5), 4 * 4 + 1)])
+def test_what_follows_a_block_with_strides_follows_its_farthest_token(block: tuple[int, int, int], after: int) -> None:
+    corner = {"kind": "corner", "strides": [2, 3, 4]}
+    strided = make_variant("strided", positions=corner, frequencies="contiguous", scaling="none")
+    positions = compute_positions(strided, **batch([("video", *block), ("text", 1)], wrap=False))
+    assert positions.position_ids[:, 0, -1].tolist() == [after] * 3
+
+
 def test_a_block_that_begins_a_row_is_told_by_that_row() -> None:
     ids = torch.tensor([[5] * 7, [TOKENS.video] * 7])
     with pytest.raises(ValueError, match="row 1: video block of 7 tokens; video grid 0 needs 8"):
