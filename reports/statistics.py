@@ -225,7 +225,7 @@ def pooled_mean_components(scaled: list[NDArray[np.float64]], num_videos: int) -
     seed_ss = residual_ss = video_ms = 0.0
     seed_df = sum(len(table) - 1 for table in scaled)
     for table in scaled:
-        by_seed, by_video = table.mean(axis=1, keepdims=True), table.mean(axis=0, keepdims=True)
+        by_seed, by_video = table.mean(axis=1, keepdims=True), table.mean(axis=0)
         seed_ss += num_videos * float(((by_seed - table.mean()) ** 2).sum())
         video_ms += len(table) * float(((by_video - table.mean()) ** 2).sum()) / (num_videos - 1) / len(scaled)
         residual_ss += float(((table - by_seed - by_video + table.mean()) ** 2).sum())
@@ -245,10 +245,10 @@ def wilson(p: float, size: float, quantile: float = float(stats.norm.ppf(1 - ALP
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment over one family; NaN stays NaN and does not count."""
-    p = np.asarray(p_values, dtype=float)
+    p = np.asarray(p_values)
     adjusted = np.full(len(p), nan)
     known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
+    order = known[np.argsort(p[known])]
     steps = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else []
     return [float(value) for value in adjusted]
@@ -287,10 +287,9 @@ def minimum_detectable_difference(
         )
     if num_seeds < 2 or num_questions < 2:
         return inf
-    clusters = num_videos if num_videos > 1 else num_questions
     seed = seed_sd**2 + disagreement / num_questions
     video = video_sd**2 / num_videos if num_videos > 1 else 0.0
-    plan = Components(seed, video, (num_variants - 1) * (num_seeds - 1), (num_variants - 1) * (clusters - 1))
+    plan = Components(seed, video, (num_variants - 1) * (num_seeds - 1), (num_variants - 1) * (num_videos - 1))
     variance, degrees_of_freedom = plan.of_mean(num_seeds)
     quantile = stats.t.ppf(1 - ALPHA / (2 * num_comparisons), degrees_of_freedom) + stats.t.ppf(
         power, degrees_of_freedom

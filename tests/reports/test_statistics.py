@@ -183,6 +183,14 @@ def test_an_interval_stays_within_what_a_difference_can_be() -> None:
     assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nor_does_that_of_variants_which_never_agree(sign: int) -> None:
+    correct = np.stack([np.zeros((2, 8)), np.ones((2, 8))])
+    found = contrast(Column(correct, np.repeat(["a", "b"], 4).astype(object)), [-sign, sign])
+    assert (found.value, sign * found.value) == (sign, 1)
+    assert -1 <= found.low < found.high <= 1
+
+
 def test_seeds_with_equal_counts_do_not_make_a_difference_certain() -> None:
     made = column(2, 2, 6, 4, seed=3)
     for seed, shift in ((0, 0), (1, 5)):
@@ -213,6 +221,7 @@ def test_holm_is_the_step_down_adjustment_and_leaves_unknown_values_out() -> Non
     assert holm([0.01, float("nan"), 0.5])[0] == pytest.approx(0.02)
     assert isnan(holm([0.01, float("nan")])[1])
     assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("correct", "size"), [(0, 20), (7, 20), (20, 20), (450, 900)])
@@ -246,6 +255,8 @@ def test_the_planned_difference_adds_the_quantiles_of_level_and_power() -> None:
     variance, degrees_of_freedom = Components(seed, 0.05**2 / 5, 3 * 3, 3 * 4).of_mean(4)
     found = minimum_detectable_difference(100, 5, 4, num_variants=4, num_comparisons=6, power=0.9)
     assert found == pytest.approx(planned(variance, degrees_of_freedom, 0.05 / 6, 0.9))
+    variance, degrees_of_freedom = Components(seed, 0.05**2 / 2, 3, 1).of_mean(4)
+    assert minimum_detectable_difference(100, 2, 4) == pytest.approx(planned(variance, degrees_of_freedom))
     assert minimum_detectable_difference(2, 2, 2) < inf
     with pytest.raises(ValueError, match="1 variants: at least 1, 1, 1 and 2"):
         minimum_detectable_difference(100, 5, 4, num_variants=1)
@@ -320,6 +331,26 @@ def test_the_error_of_a_mean_is_that_of_seeds_and_videos_and_variants_share_thei
     size = found.value * (1 - found.value) / variance
     quantile = float(stats.t.isf(0.025, degrees_of_freedom))
     assert (found.low, found.high) == pytest.approx(wilson(found.value, size, quantile))
+
+
+def test_the_error_of_one_seed_s_mean_is_that_of_its_videos() -> None:
+    made = column(1, 1, 6, 40)
+    (estimate,) = mean_estimates(made)
+    assert estimate.standard_error == pytest.approx((video_means(made)["mean"].var() / 6) ** 0.5)
+
+
+def test_a_variant_with_a_missing_trial_has_the_mean_of_its_others() -> None:
+    made = column(2, 3, 4, 5)
+    made.correct[1, 2] = np.nan
+    estimate = mean_estimates(made)[1]
+    assert (estimate.value, estimate.num_seeds) == (pytest.approx(made.correct[1, :2].mean()), 2)
+
+
+def test_a_variant_that_is_always_wrong_or_right_says_nothing_of_the_error_of_the_others() -> None:
+    made = column(1, 3, 6, 5)
+    never, always = np.zeros_like(made.correct), np.ones_like(made.correct)
+    beside = Column(np.concatenate([made.correct, never, always]), made.videos)
+    assert mean_estimates(beside)[0] == mean_estimates(made)[0]
 
 
 def test_a_mean_is_never_more_certain_than_its_answers_are_many() -> None:
