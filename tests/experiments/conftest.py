@@ -16,9 +16,13 @@ SMALL = (
     "recipe.warmup_steps=1",
     "recipe.batch_size=4",
     "dataset.num_train_videos=64",
-    # In the stage's own process: decoding processes take seconds to start, and these clips none to decode.
+    # One process for all stages, decoding too: each takes seconds to start, and the work itself next to none.
+    "cluster.num_cpus=1",
     "cluster.decode_workers=0",
 )
+
+# Each trial has a process of its own, and its imports are most of what it costs.
+ONE_TRIAL = ("study.variants=[{name: hope, published_scale: 0.75}]", "study.baseline=hope")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from mlflow.entities import Run, ViewType
 
 from experiments.compose import load_config
 from experiments.grid import build_grid
+from pipelines.engine import Store, walk
 
 
 def runs_of(overrides: Sequence[str]) -> list[Run]:
@@ -42,3 +43,15 @@ def numbers(overrides: Sequence[str]) -> dict[str, dict[str, object]]:
         lines = map(json.loads, (root / cell.stage.fingerprint / "questions.jsonl").read_text().splitlines())
         found[cell.id] = {line["id"]: line["prediction"] for line in lines if line["context"] == cell.context}
     return found
+
+
+def attempts(overrides: Sequence[str]) -> dict[str, int]:
+    """How often each stage of the study was begun, by label, from the logs of those that were."""
+    config, _ = load_config(overrides)
+    store = Store(config.store)
+    logs = {stage.label: store.log_path(stage.name, stage.fingerprint) for stage in walk(build_grid(config).targets)}
+    return {
+        label: sum(line.startswith("--- ") for line in log.read_text().splitlines())
+        for label, log in logs.items()
+        if log.exists()
+    }

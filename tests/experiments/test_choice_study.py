@@ -11,6 +11,7 @@ import pytest
 from experiments.cli import main
 from experiments.compose import CONF, load_config
 from experiments.grid import build_grid
+from tests.experiments.conftest import ONE_TRIAL
 from tests.experiments.runs import check_tree, runs_of
 from tests.pages import ROOT, blocks
 from tests.pipelines.benchmarks.miniatures import settings, write_faults, write_video
@@ -84,8 +85,7 @@ def test_the_page_runs_and_needles_do_and_a_folder_with_faults_ends_with_error_r
         *written,
         "benchmark=faults",
         *asked_in_a_study(here / "needles"),
-        "study.variants=[{name: hope, published_scale: 0.75}]",
-        "study.baseline=hope",
+        *ONE_TRIAL,
         "study.scale_rules=[searched]",
         "study.search={benchmark: faults, contexts: [16]}",
     ]

@@ -13,6 +13,7 @@ from experiments.firing import read_firings
 from experiments.rerun import open_rerun
 from experiments.schedule import AlreadyRunning, Schedule, cron, every, make_task, only_scheduler
 from pipelines.engine import LocalRunner, Store
+from tests.experiments.conftest import ONE_TRIAL
 from tests.pipelines.benchmarks.miniatures import write_mlvu
 
 
@@ -39,8 +40,7 @@ def test_a_changed_benchmark_folder_runs_exactly_the_new_cells_once(finished: li
     write_mlvu(folder, videos=3)
     tiny = "{fps:2.0,frames_per_1000_tokens:250.0,min_frames:2,min_tokens:1,max_tokens:4}"
     mlvu = [f"root={folder}", "contexts_tokens=[16]", "max_new_tokens=3", f"budget={tiny}"]
-    one = ("study.variants=[{name: hope, published_scale: 0.75}]", "study.baseline=hope")
-    study = [*finished, *one, "benchmark=mlvu", *(f"benchmarks.mlvu.{each}" for each in mlvu)]
+    study = [*finished, *ONE_TRIAL, "benchmark=mlvu", *(f"benchmarks.mlvu.{each}" for each in mlvu)]
     assert LocalRunner(Store(store)).run(open_rerun(study).study.selected.targets).ok
     before = artifacts(store)
     with Schedule(store, clock=clock) as schedule:
