@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"hope: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return run()
+    try:
+        return run()
+    except KeyboardInterrupt:  # outside the part of a run that ends its stages first
+        print("hope: interrupted", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from hope_core.variants import get_variant
 from pipelines.attention import WISHES
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.needles import NeedleBenchmark
@@ -97,6 +98,8 @@ class VariantEntry:
                 f"study.variants: {self.name} has some parts only; give positions, frequencies and, if any, scaling, "
                 "or the name of a registered variant alone"
             )
+        if self.positions is None:
+            get_variant(self.name)  # a name that no variant has is said before a baseline that is not among them
 
 
 @dataclass(frozen=True)

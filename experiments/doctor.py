@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def checks(store: Path) -> Iterator[tuple[str, bool, str]]:
         Store(store)
     except StoreError as error:
         yield "store", False, " ".join(str(error).split())
+        return
+    there = next(folder for folder in (store.resolve(), *store.resolve().parents) if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        yield "store", False, f"{there} cannot be written ({error.strerror}): choose another folder with store=FOLDER"
     else:
         yield "store", True, f"{store.resolve()}{'' if store.exists() else ' (made by the first run)'}"
 

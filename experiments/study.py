@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipelines.engine.ray_runner import RayRunner
 if TYPE_CHECKING:
     from experiments.mirror import Mirror
 
-DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 NOTHING_TO_DO = "nothing to do: every cell is done"
 
 
@@ -89,8 +90,6 @@ def run_study(study: Study, console: Console) -> int:
         incomplete = print_incomplete(study, console)
         show_report(study, console)
         return SOME_FAILED if incomplete else DONE
-    mirror = open_mirror(study, console)
-    mirror.open()  # the database is made here, before any worker starts
     slots = config.cluster.num_cpus or os.cpu_count() or 1
     runner = RayRunner(
         study.store,
@@ -100,13 +99,22 @@ def run_study(study: Study, console: Console) -> int:
         on_failure=config.on_failure,
         max_retries=config.cluster.max_retries,
     )
-    with Progress(planned, slots=slots, console=console) as progress, runner:
+    with runner:
+        if missing:
+            try:
+                runner.check([item.stage for item in planned if item.state != State.DONE])
+            except ValueError as error:
+                print(f"hope: {error}", file=sys.stderr)
+                return MISTAKE
+        mirror = open_mirror(study, console)
+        mirror.open()  # the database is made here, before any stage runs
+        with Progress(planned, slots=slots, console=console) as progress:
 
-        def on_event(event: Event) -> None:
-            progress.on_event(event)
-            mirror.note(event)
+            def on_event(event: Event) -> None:
+                progress.on_event(event)
+                mirror.note(event)
 
-        summary = runner.run(selected.targets, on_event)
+            summary = runner.run(selected.targets, on_event)
     if summary.was_interrupted:
         say(console, f"interrupted; what is done is kept: {study.command} continues")
         return INTERRUPTED

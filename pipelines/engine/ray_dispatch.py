@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -67,6 +67,18 @@ def limit_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
+def check_nodes(stages: Iterable[Stage]) -> None:
+    """Raise ValueError in one line if one of the stages fits no node of the cluster that this process has joined."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resources, stage in {stage.resources: stage for stage in stages}.items():
+        needs = _ray_resources(resources)
+        if not any(_within(needs, node) for node in nodes):
+            has = "; ".join(str({name: node.get(name, 0) for name in needs}) for node in nodes)
+            raise ValueError(f"stage {stage.label} needs {needs} but the nodes have {has}: lower what it asks for")
+
+
 class Dispatch:
     """Drives a frontier to its end. Afterwards no task runs and no lease is held, however it ended."""
 
@@ -90,8 +102,6 @@ class Dispatch:
         self._on_gpu = ray.remote(max_retries=0, num_gpus=1, max_calls=1)(run_job)
 
     def run(self) -> None:
-        """Raises ValueError before anything runs if a stage fits no node."""
-        self._check_feasible()
         try:
             self._loop()
         except BaseException:
@@ -99,16 +109,6 @@ class Dispatch:
             raise
         finally:
             self._end_all()
-
-    def _check_feasible(self) -> None:
-        if self._policy.max_in_flight is not None:
-            return  # an autoscaler may bring the node
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        for resources, stage in {stage.resources: stage for stage in self._frontier.open_stages()}.items():
-            needs = _ray_resources(resources)
-            if not any(_within(needs, node) for node in nodes):
-                has = "; ".join(str({name: node.get(name, 0) for name in needs}) for node in nodes)
-                raise ValueError(f"stage {stage.label} needs {needs} but the nodes have {has}: lower what it asks for")
 
     def _loop(self) -> None:
         frontier, poll_s = self._frontier, self._policy.poll_s

@@ -2,13 +2,14 @@
 
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from pipelines.engine.frontier import Frontier
-from pipelines.engine.ray_dispatch import Dispatch, Policy, StopFlag
+from pipelines.engine.ray_dispatch import Dispatch, Policy, StopFlag, check_nodes
 from pipelines.engine.runner import OnEvent, OnFailure, Summary, ignore, signals_call
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import Store
@@ -17,6 +18,21 @@ from pipelines.engine.store import Store
 # files the first has already read.
 STARTS = 3
 TOO_SLOW = "timed out during startup"
+
+
+NO_CLUSTER = "start one there with ray start --head, or leave out cluster.address"
+CONNECT_TIMEOUT_S = 10.0
+
+
+def refuse_unreachable(address: str) -> None:
+    """Raise ValueError if nothing answers at HOST:PORT, where Ray itself would try for ten minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # auto, or another way of saying it: Ray knows at once
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {address} ({error}): {NO_CLUSTER}") from None
 
 
 class RayRunner:
@@ -59,7 +75,7 @@ class RayRunner:
     def run(self, stages: Sequence[Stage], on_event: OnEvent = ignore) -> Summary:
         """Run what is missing. Ctrl-C and SIGTERM end what runs as interrupted; a second one does not wait for it.
 
-        Raises ValueError when a stage needs more than any node of the cluster has.
+        Raises ValueError as `check` does.
         """
         frontier = Frontier(self.store, stages, on_event)
         stop = StopFlag()
@@ -67,7 +83,7 @@ class RayRunner:
             frontier.start()
             if frontier.is_open and not stop.is_set:
                 self.store.prepare()
-                self.connect()
+                self.check(list(frontier.open_stages()))
                 reinstall()
                 Dispatch(self.store, frontier, self.policy, stop).run()
         frontier.was_interrupted = stop.is_set
@@ -87,8 +103,17 @@ class RayRunner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Start or join Ray as `run` does. Raises ValueError if it cannot, or a stage needs more than any node has."""
+        self.connect()
+        if self.policy.max_in_flight is None:  # else an autoscaler may bring the node
+            check_nodes(stages)
+
     def connect(self) -> None:
-        """Start or join Ray now, unless it is up; `run` does so when a stage must run."""
+        """Start or join Ray now, unless it is up. Raises ValueError in one line if there is none to join, or no start.
+
+        `run` does so when a stage must run.
+        """
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             return
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -108,6 +133,8 @@ class RayRunner:
                 # A trial's process waits for the trial's next stage; a new one would import everything again.
                 "_system_config": {"idle_worker_killing_time_threshold_ms": 20_000},
             }
+        else:
+            refuse_unreachable(self.address)
         import ray
 
         # Without an address ray.init joins whatever cluster the environment or an earlier `ray start` names.
@@ -115,8 +142,12 @@ class RayRunner:
             try:
                 ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **local)
                 break
+            except ConnectionError as error:
+                raise ValueError(f"no Ray cluster found at {self.address}: {NO_CLUSTER}") from error
             except Exception as error:  # of no class of its own
                 ray.shutdown()
-                if TOO_SLOW not in str(error) or attempt == STARTS:
+                if TOO_SLOW not in str(error):
                     raise
+                if attempt == STARTS:
+                    raise ValueError(f"Ray did not start within 30 s, {STARTS} times: is the machine busy?") from error
         self._started_ray = True

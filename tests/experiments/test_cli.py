@@ -1,5 +1,6 @@
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,19 @@ def test_the_registry_is_listed_whole_as_a_table_and_as_json(capsys: pytest.Capt
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == list_variants()
 
 
+def test_a_cluster_that_does_not_answer_is_one_line_and_no_run(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:  # nothing listens there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["run", *small, f"cluster.address={address}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"hope: no Ray cluster answers at {address}")
+    assert "leave out cluster.address" in line
+    assert not (tmp_path / "out" / "mlflow.db").exists()
+
+
 def test_the_doctor_names_what_would_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", f"store={tmp_path}"]) == 0
     said = capsys.readouterr().out
@@ -142,5 +156,6 @@ def test_the_doctor_names_what_would_be_used(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_doctor_fails_on_a_store_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert main(["doctor", f"store={tmp_path / 'file'}"]) == 1
-    assert "FAIL  store" in capsys.readouterr().out
+    for store in (tmp_path / "file", "/proc/hope"):  # no folder; nobody can make a file there
+        assert main(["doctor", f"store={store}"]) == 1
+        assert "FAIL  store" in capsys.readouterr().out

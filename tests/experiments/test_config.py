@@ -118,6 +118,7 @@ def test_a_mistake_is_one_line_that_names_the_value_and_what_is_allowed(override
     ("override", "message"),
     [
         ("study.variants=[m_rope,nope]", "unknown variant 'nope'; known: vanilla"),
+        ("study.variants=[nope]", "unknown variant 'nope'; known: vanilla"),
         (
             "study.variants=[m_rope,{name:mixed,positions:sequential,frequencies:nope}]",
             "unknown .*'nope'",

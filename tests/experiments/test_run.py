@@ -75,14 +75,12 @@ def test_a_study_killed_interrupted_and_ended_by_two_launchers_has_the_numbers_o
 
 
 def test_a_failing_trial_is_recorded_and_the_others_are_done(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
     # No float32 holds this factor, so that the loss of one variant is not a number.
     far = "{name:far,positions:diagonal,frequencies:temporal_low,scaling:{kind:fixed,factor:1e39}}"
-    # Its videos are decoded beside the stages, as in every study unless it says otherwise.
-    beside = "cluster.decode_workers=1"
-    broken = [*small, beside, f"study.variants=[m_rope,{far}]", "study.scale_rules=[equal]"]
+    broken = [*finished, f"study.variants=[{far},m_rope]", "study.scale_rules=[equal]"]
     assert main(["run", *broken]) == 1
     output = capsys.readouterr().out
     assert "failed finetune far-s0: FloatingPointError: the loss is nan at step 0" in output
