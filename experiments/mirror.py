@@ -10,7 +10,7 @@ sync/<study and server>.writer    which launcher wrote last; another one reads t
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import requests
@@ -21,7 +21,8 @@ from experiments.grid import Grid
 from experiments.settled import sync_file, sync_key
 from experiments.tracking import Tracker
 from pipelines.engine import Event, EventKind, LeaseHeld, Store
-from pipelines.engine.lease import LeaseWatch, this_owner
+from pipelines.engine.fingerprint import fingerprint
+from pipelines.engine.lease import LeaseWatch, Owner, this_owner
 from reports.results import without_password
 
 RETRY_AFTER_S = 15.0
@@ -83,6 +84,11 @@ class Mirror:
         assert self._tracker
         return self._tracker.digest_of_runs()
 
+    def reporting(self) -> AbstractContextManager[None]:
+        """Hold the lease on the report's folder, once no other launcher makes the report."""
+        name = f"report-{fingerprint(str(self._config.report_dir))[:16]}"
+        return alone(self._store, name, this_owner(), LeaseWatch(self._store.lease_ttl_s), patient=True)
+
     def attach_report(self) -> bool:
         """Copy the report into the study run; False when the server is away."""
         try:
@@ -98,7 +104,7 @@ class Mirror:
             return
         started = time.monotonic()
         try:
-            with self._alone(patient=at_end is not None):
+            with alone(self._store, f"mirror-{self._key}", self._owner, self._watch, patient=at_end is not None):
                 if self._tracker is None or self._read("writer") != self._owner.token:
                     self._open_tracker()
                 assert self._tracker
@@ -142,27 +148,28 @@ class Mirror:
             )
             self._told = True
 
-    @contextmanager
-    def _alone(self, *, patient: bool) -> Iterator[None]:
-        """Hold the lease on this study's runs. Raises LeaseHeld where another launcher writes, unless patient."""
-        dead: frozenset[str] = frozenset()
-        while True:
-            try:
-                lease = self._store.leases.acquire(f"mirror-{self._key}", self._owner, dead)
-                break
-            except LeaseHeld as held:
-                if self._watch.stands_still(held.holder):
-                    dead |= {held.holder.token}
-                elif not patient:
-                    raise
-                else:
-                    time.sleep(POLL_S)
-        with lease:
-            yield
-
     def _path(self, part: str) -> Path:
         return sync_file(self._store, self._key, part)
 
     def _read(self, part: str) -> str:
         path = self._path(part)
         return path.read_text() if path.exists() else ""
+
+
+@contextmanager
+def alone(store: Store, name: str, owner: Owner, watch: LeaseWatch, *, patient: bool) -> Iterator[None]:
+    """Hold a lease of the store. Raises LeaseHeld where another process holds it, unless patient."""
+    dead: frozenset[str] = frozenset()
+    while True:
+        try:
+            lease = store.leases.acquire(name, owner, dead)
+            break
+        except LeaseHeld as held:
+            if watch.stands_still(held.holder):
+                dead |= {held.holder.token}
+            elif not patient:
+                raise
+            else:
+                time.sleep(POLL_S)
+    with lease:
+        yield

@@ -78,7 +78,10 @@ def _settled_file(study: Study) -> Path:
 def is_reported(study: Study, runs: str) -> bool:
     """Whether the report was made of these very runs, and none of its files is missing or edited."""
     stamp = _report_stamp(study)
-    return stamp.is_file() and stamp.read_text() == _report_digest(study, runs)
+    try:
+        return stamp.is_file() and stamp.read_text() == _report_digest(study, runs)
+    except FileNotFoundError:  # another launcher makes it now
+        return False
 
 
 def note_reported(study: Study, runs: str) -> None:

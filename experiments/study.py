@@ -152,19 +152,20 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
 
     try:
         if run_id is not None:
-            database = database_state(study.config.tracking)
-            runs = mirror.digest_of_runs()
-            kept = is_reported(study, runs)
-            if kept:
-                show_report(study, console)
-            else:
-                make_report(study, console, run_id)
-                if kept := mirror.attach_report():
-                    note_reported(study, runs)
-            if kept:
-                if whole:
-                    settle(study, database=database, runs=runs)
-                return True
+            with mirror.reporting():
+                database = database_state(study.config.tracking)
+                runs = mirror.digest_of_runs()
+                kept = is_reported(study, runs)
+                if kept:
+                    show_report(study, console)
+                else:
+                    make_report(study, console, run_id)
+                    if kept := mirror.attach_report():
+                        note_reported(study, runs)
+                if kept:
+                    if whole:
+                        settle(study, database=database, runs=runs)
+                    return True
     except ValueError as error:  # every cell failed
         say(console, str(error))
         return False
