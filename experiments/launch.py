@@ -28,7 +28,7 @@ AUTH_MODES = ("token", "disabled")
 POLL_S = 1.0
 # Ray's answer while a head that has just come up has no job agent yet.
 NO_AGENT = "No available agent to submit job"
-AGENT_TIMEOUT_S, FIRST_WAIT_S = 60.0, 1.0
+AGENT_TIMEOUT_S, FIRST_WAIT_S = 120.0, 1.0
 
 
 @dataclass(frozen=True)
