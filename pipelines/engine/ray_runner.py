@@ -142,10 +142,10 @@ class RayRunner:
             try:
                 ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **local)
                 break
-            except ConnectionError as error:
-                raise ValueError(f"no Ray cluster found at {self.address}: {NO_CLUSTER}") from error
-            except Exception as error:  # of no class of its own
+            except Exception as error:  # too slow a start has no class of its own
                 ray.shutdown()
+                if self.address and isinstance(error, ConnectionError):
+                    raise ValueError(f"no Ray cluster found at {self.address}: {NO_CLUSTER}") from error
                 if TOO_SLOW not in str(error):
                     raise
                 if attempt == STARTS:
