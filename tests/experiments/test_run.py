@@ -74,12 +74,6 @@ def test_a_study_killed_interrupted_and_ended_by_two_launchers_has_the_numbers_o
     check_tree(small)
 
 
-def test_a_run_interrupted_before_its_first_stage_ends_in_one_line(small: list[str]) -> None:
-    process = launch(small)
-    kill_when(process, lambda line: line.startswith("study smoke"), signal.SIGINT)
-    assert finish(process, code=130) == "hope: interrupted\n"
-
-
 def test_a_failing_trial_is_recorded_and_the_others_are_done(
     finished: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
