@@ -136,7 +136,7 @@ def _preprocess_ends(media: dict[str, Media], folder: Path, num_workers: int) ->
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.05):
+        while not over.wait(0.25):
             done = sum(len(path.read_bytes().splitlines()) for path in (folder / "cache").glob("*/*.jsonl"))
             ends.extend([time.time()] * (done - len(ends)))
 
