@@ -53,15 +53,6 @@ class NeedleFolder:
     missing: str | None
 
 
-def check_model(config: Config) -> None:
-    """Raise ValueError for a model whose rows hold a time before every cell: no evaluation writes such rows."""
-    if config.model.timestamps:
-        raise ValueError(
-            f"benchmarks.{next(iter(config.benchmarks))} cannot be asked of model {config.model.name}, which reads a "
-            "time before every cell; use a Qwen2-VL or Qwen2.5-VL model"
-        )
-
-
 def needle_folders(config: Config, placement: PreprocessPlacement) -> dict[str, NeedleFolder]:
     """The study's needle benchmarks from folders. Raises ValueError for records that cannot be used."""
     found = {}

@@ -10,7 +10,6 @@ from experiments.asking import (
     ChoiceStages,
     NeedleFolder,
     Surveys,
-    check_model,
     choice_stages,
     contexts_of,
     needle_folders,
@@ -126,7 +125,6 @@ def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
     study, cluster = config.study, config.cluster
     budget = training_budget(config)
     _check_films(config)
-    check_model(config)
     placement = PreprocessPlacement(
         cache_dir=str(Path(config.store).resolve() / "frame_cache"),
         num_workers=cluster.decode_workers,

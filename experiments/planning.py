@@ -126,7 +126,7 @@ def _resolutions(study: Study) -> list[Resolution]:
     seeds = len({trial.seed for trial in grid.trials})
     # Holm's family: each comparison with the baseline; of a variant without a scale the rules repeat one another.
     compared = {
-        (cell.trial.label, cell.benchmark, cell.context, cell.scale_rule if cell.trial.variant.scalable else "")
+        (cell.trial.label, cell.benchmark, cell.context, cell.scale_rule if cell.trial.scalable else "")
         for cell in grid.cells
         if cell.trial.variant.name != config.study.baseline
     }

@@ -59,7 +59,7 @@ def _variant_record(config: Config, trial: Trial) -> dict[str, Any]:
         "frequencies": variant.frequencies.kind,
         "scaling": variant.scaling.kind,
         "published_scale": trial.published_scale,
-        "scalable": variant.scalable,
+        "scalable": trial.scalable,
         "preference": preference_curve(trial.config, trial),
         "slot_axes": variant.slot_axes(model.head_dim, model.num_key_value_heads).tolist(),
     }

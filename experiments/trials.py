@@ -24,13 +24,15 @@ from pipelines.pretrained import PretrainedModel
 class Trial:
     """One fine-tuning and what follows from it; `evaluations` by (benchmark, scale rule).
 
-    `config` is the study's at this trial's setting of the further axes.
+    `config` is the study's at this trial's setting of the further axes. `scalable`: whether a scale changes anything;
+    on Qwen3-VL, whose blocks are single cells, none does.
     """
 
     name: str
     config: Config
     variant: Variant
     seed: int
+    scalable: bool
     published_scale: float | None
     finetune: Stage
     search: Stage | None
@@ -109,7 +111,8 @@ def make_trial(
             shown = encoded(folders[key].frames, f"{SOURCE}/")
             asked[key], made_of[key] = folders[key].asked, {"checkpoint": finetune, "features": shown}
     search = None
-    if variant.scalable and SEARCHED in study.scale_rules:
+    scalable = variant.scalable and not config.model.timestamps
+    if scalable and SEARCHED in study.scale_rules:
         wanted = study.search
         benchmark = config.benchmarks[wanted.benchmark]
         if isinstance(benchmark, ChoiceBenchmark):
@@ -121,14 +124,14 @@ def make_trial(
         cluster = config.cluster
         where = SearchPlacement(cluster.chunk_tokens, cluster.search_workers, cluster.search_storage, num_gpus)
         search = search_stage(identity, where, rests_on, group=name)
-    published = (entry.published_scale or variant.inference_scale) if variant.scalable else None
-    if variant.scalable and published is None and PUBLISHED in study.scale_rules:
+    published = (entry.published_scale or variant.inference_scale) if scalable else None
+    if scalable and published is None and PUBLISHED in study.scale_rules:
         raise ValueError(f"variant {variant.name} has no published scale; add published_scale to it in study.variants")
     placement = EvaluatePlacement(config.cluster.chunk_tokens)
     evaluations = {}
     for benchmark_name, benchmark in config.benchmarks.items():
         for rule in study.scale_rules:
-            scale = {PUBLISHED: published, EQUAL: study.equal_scale, SEARCHED: None}[rule] if variant.scalable else None
+            scale = {PUBLISHED: published, EQUAL: study.equal_scale, SEARCHED: None}[rule] if scalable else None
             chosen = search if rule == SEARCHED else None
             if isinstance(benchmark, ChoiceBenchmark):
                 rests_on = choice[benchmark_name].inputs(finetune, benchmark.contexts_tokens)
@@ -146,7 +149,7 @@ def make_trial(
                 **made_of[benchmark_name],
             )
     evaluations = {key: lend(stage, num_gpus) for key, stage in evaluations.items()}
-    return Trial(name, config, variant, seed, published, finetune, search, evaluations)
+    return Trial(name, config, variant, seed, scalable, published, finetune, search, evaluations)
 
 
 def lend(stage: Stage, num_gpus: int) -> Stage:

@@ -41,6 +41,7 @@ from hope_core.variants import Variant
 
 __all__ = [
     "export_stock",
+    "has_timestamps",
     "install",
     "load",
     "set_scale",
@@ -210,6 +211,11 @@ def set_scale(model: PreTrainedModel, factor: float) -> None:
     On Qwen3-VL, whose blocks are single frames, it changes nothing. Raises ValueError for a variant without a scale.
     """
     install(model, variant_of(model).at_scale(factor))
+
+
+def has_timestamps(config: Any) -> bool:
+    """Whether rows of such a model hold a time before every cell of a video, each cell a block alone (Qwen3-VL)."""
+    return isinstance(config, Qwen3VLConfig)
 
 
 def variant_of(model: PreTrainedModel) -> Variant:

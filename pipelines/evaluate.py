@@ -128,9 +128,12 @@ class Evaluator:
     def __init__(self, inputs: Mapping[str, Artifact], asked: Asked, *, split: str, chunk_tokens: int) -> None:
         from transformers import AutoTokenizer
 
+        from pipelines.prefill import layout_of
+
         self._chunk_tokens = chunk_tokens
         self._model = load_to_answer(inputs["checkpoint"].path / "checkpoint")
         self._tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"].path / "checkpoint")
+        self._layout = layout_of(self._model, self._tokenizer)
         self._features = open_features(inputs["features"].path)
         dataset = inputs["dataset"].path if "dataset" in inputs else None
         self._videos = Videos(asked, self._features, split=split, dataset=dataset, tokenizer=self._tokenizer)
@@ -185,7 +188,7 @@ class Evaluator:
         """Answer batches of videos one after the other on the same kept keys and values."""
         import torch
 
-        from pipelines.prefill import Reader, video_sources
+        from pipelines.prefill import Reader
 
         reader = Reader(
             self._model,
@@ -197,7 +200,7 @@ class Evaluator:
         for batch in group:
             start = time.perf_counter()
             read, naive = reader.read_tokens, reader.naive_tokens
-            rows = torch.stack([video_sources(video, self._features, self._tokenizer) for video in batch])
+            rows = torch.stack([self._sources(video) for video in batch])
             asked = range(len(batch[0].questions))
             answered = [self._answer(reader, rows, batch, [video.questions[n] for video in batch]) for n in asked]
             seconds = (time.perf_counter() - start) / (len(asked) * len(batch))
@@ -238,9 +241,10 @@ class Evaluator:
         ]
 
     def _lengths(self, video: NeedleVideo) -> list[int]:
-        """The cells of a video, and the tokens of each question and of its answer."""
+        """The cells of a video, the tokens of its row before a question, and of each question and of its answer."""
         texts = [text for question in video.questions for text in (question.prompt, question.answer)]
-        return [video.num_cells, *(len(text_ids(self._tokenizer, text)) for text in texts)]
+        before = len(self._sources(video))
+        return [video.num_cells, before, *(len(text_ids(self._tokenizer, text)) for text in texts)]
 
     def _length(self, video: NeedleVideo) -> int:
         """The most tokens that a row of this video has."""
@@ -249,8 +253,13 @@ class Evaluator:
             + max(NEW_TOKENS, len(text_ids(self._tokenizer, question.answer)))
             for question in video.questions
         )
-        before = len(text_ids(self._tokenizer, video.before)) if video.before else 0
-        return before + 2 + video.num_cells * self._features.tokens_per_cell + texts
+        return len(self._sources(video)) + texts
+
+    def _sources(self, video: NeedleVideo) -> Tensor:
+        """All of a video's row that comes before a question."""
+        from pipelines.prefill import video_sources
+
+        return video_sources(video, self._features, self._layout)
 
     def _errors(self, video: NeedleVideo, scale: float | None, skip: frozenset[str]) -> Iterator[dict[str, Any]]:
         lacking = [media for media in video.media if media not in self._features.spans]

@@ -202,7 +202,7 @@ class ChoiceEvaluator:
     ) -> Iterator[dict[str, Any]]:
         """One record per question at this context whose id is not in `skip`, video by video."""
         from pipelines.generate import greedy_answers
-        from pipelines.prefill import Shown
+        from pipelines.prefill import Shown, layout_of
 
         frames = open_frames(self._inputs[f"frames_{context}"].path)
         bad = _reasons(self._inputs[f"frames_{context}"].path / "quarantine.jsonl")
@@ -230,7 +230,7 @@ class ChoiceEvaluator:
             }
             predictions = greedy_answers(
                 self._model,
-                self._tokenizer,
+                layout_of(self._model, self._tokenizer),
                 visual,
                 [question.prompt for question in usable],
                 video=Shown(entry.grid, self._model.config.vision_config.temporal_patch_size / entry.sample_fps),
@@ -244,15 +244,16 @@ class ChoiceEvaluator:
                 start = time.perf_counter()
 
     def _encode(self, rows: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
-        """The video's visual tokens (V, D) from its patch rows."""
+        """The video's visual tokens (V, D * L) from its patch rows."""
         import torch
+
+        from pipelines.features import visual_tokens
 
         pixels = torch.from_numpy(normalise(np.asarray(rows), *self._normalisation))
         pixels = pixels.to(self._model.device, self._model.dtype)
         where = torch.tensor([grid], device=self._model.device)
         with torch.no_grad():
-            encoded: Tensor = self._model.model.get_video_features(pixels, where).pooler_output[0]
-        return encoded
+            return visual_tokens(self._model, pixels, where)
 
     def _line_id(self, question: ChoiceQuestion, context: int) -> str:
         return f"{question.id}/{context}"

@@ -5,7 +5,8 @@ features in every trial, and the stage is then one for all of them: it rests on 
 trained tower is of its trial, and so are its features. A film of 3,000 cells of 144 tokens takes 3.1 GB with 7B's 3,584
 channels in bfloat16.
 
-C cells of all media, N visual tokens of a cell (H * W / merge**2 of its patch grid), D channels of the language model.
+C cells of all media, N visual tokens of a cell (H * W / merge**2 of its patch grid), D channels of the language model,
+L levels of a token: 1, or for Qwen3-VL one more than the layers of the language model that its tower feeds.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def run(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> d
         spans[name] = Span(total, about.grid[0], seconds)
         total += about.grid[0]
     num_tokens = height * width // model.config.vision_config.spatial_merge_size**2
-    table = torch.empty(total, num_tokens, model.config.text_config.hidden_size, dtype=model.dtype)
+    channels = model.config.text_config.hidden_size * num_levels(model)
+    table = torch.empty(total, num_tokens, channels, dtype=model.dtype)
     with torch.no_grad():
         for name in media:
             _encode(model, normalisation, frames, name, table[spans[name].first :])
@@ -178,8 +180,25 @@ def _encode(model: Any, normalisation: Normalisation, frames: FrameStore, name: 
         patches = rows[first * height * width : last * height * width]
         pixels = torch.from_numpy(normalise(np.asarray(patches), *normalisation))
         grid = torch.tensor([[last - first, height, width]], device=model.device)
-        encoded = model.model.get_video_features(pixels.to(model.device, model.dtype), grid).pooler_output[0]
+        encoded = visual_tokens(model, pixels.to(model.device, model.dtype), grid)
         out[first:last] = encoded.reshape(last - first, *out.shape[1:])
+
+
+def num_levels(model: Any) -> int:
+    """L of the model's visual tokens."""
+    return 1 + len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
+
+
+def visual_tokens(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
+    """One video's visual tokens (V, D * L): those of the row, and what Qwen3-VL's DeepStack adds in each first layer.
+
+    `pixels`: normalised patch rows; `grid` (1, 3): T, H, W in patches.
+    """
+    import torch
+
+    found = model.model.get_video_features(pixels, grid)
+    deeper = [level[0] for level in found.deepstack_features] if num_levels(model) > 1 else []
+    return torch.cat([found.pooler_output[0], *deeper], dim=-1)
 
 
 def open_features(path: Path) -> Features:

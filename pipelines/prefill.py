@@ -1,8 +1,8 @@
 """Reading token rows on kept keys and values: what a row begins with like the one before it is not computed again.
 
 B rows of one length at a time, S tokens of a row, D channels, V vocabulary. A row is given as its *sources*, int64
-(B, S): a text token's id, or -1 - i for visual token i of a table (M, D); of the features, cells in the table's order,
-token by token.
+(B, S): a text token's id, or -1 - i for visual token i of a table (M, D * L), cells in the features' order, token by
+token. L is 1, or for Qwen3-VL one more than the layers that its tower feeds (see `visual_tokens`).
 """
 
 from collections.abc import Collection, Sequence
@@ -15,10 +15,16 @@ from torch import Tensor
 from transformers import Cache, DynamicLayer, PreTrainedTokenizerBase
 
 from hope_core import Positions, compute_positions
-from hope_core.modeling import variant_of, vision_tokens
+from hope_core.modeling import has_timestamps, variant_of, vision_tokens
 from pipelines.benchmarks.videos import NeedleVideo
 from pipelines.features import Features
 from pipelines.models import VISION_END, VISION_START, text_ids
+from pipelines.samples import RowLayout, cell_times
+
+
+def layout_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> RowLayout:
+    """How the rows of a loaded model are laid out."""
+    return RowLayout(tokenizer, model.config.vision_config.spatial_merge_size, has_timestamps(model.config))
 
 
 def cell_numbers(video: NeedleVideo, features: Features) -> np.ndarray:
@@ -30,17 +36,28 @@ def cell_numbers(video: NeedleVideo, features: Features) -> np.ndarray:
 
 
 def visual_sources(cells: np.ndarray, features: Features) -> Tensor:
-    """The sources of a video's visual tokens, int64 (cells * N,)."""
+    """The sources of a video's visual tokens, int64 (cells, N)."""
     numbers = torch.from_numpy(cells)[:, None] * features.tokens_per_cell + torch.arange(features.tokens_per_cell)
-    return -1 - numbers.reshape(-1)
+    return -1 - numbers
 
 
-def video_sources(video: NeedleVideo, features: Features, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def marked_sources(cells: Tensor, seconds_per_cell: float, layout: RowLayout) -> Tensor:
+    """A video's visual sources (cells, N) between its marks, or each cell between marks of its own after its time."""
+    tokenizer = layout.tokenizer
+    start, end = (torch.tensor([mark]) for mark in tokenizer.convert_tokens_to_ids([VISION_START, VISION_END]))
+    if not layout.timestamps:
+        return torch.cat([start, cells.flatten(), end])
+    times = tokenizer(cell_times(len(cells), seconds_per_cell), add_special_tokens=False).input_ids
+    parts = [part for time, cell in zip(times, cells, strict=True) for part in (torch.tensor(time), start, cell, end)]
+    return torch.cat(parts)
+
+
+def video_sources(video: NeedleVideo, features: Features, layout: RowLayout) -> Tensor:
     """The sources of all that comes before a video's questions: its text, and the video between its marks, (S,)."""
-    start, end = tokenizer.convert_tokens_to_ids([VISION_START, VISION_END])
-    before = text_ids(tokenizer, video.before) if video.before else []
+    before = text_ids(layout.tokenizer, video.before) if video.before else []
     visual = visual_sources(cell_numbers(video, features), features)
-    return torch.cat([torch.tensor([*before, start]), visual, torch.tensor([end])])
+    marked = marked_sources(visual, features.spans[video.film].seconds_per_cell, layout)
+    return torch.cat([torch.tensor(before, dtype=torch.long), marked])
 
 
 @dataclass(frozen=True)
@@ -94,8 +111,10 @@ class Reader:
     """
 
     def __init__(self, model: Any, visual: Tensor, *, scale: float | None, capacity: int, chunk_tokens: int) -> None:
-        """`visual`: the table (M, D). `scale`: positions per cell, None for a variant that has none. `chunk_tokens`: of
-        a row in one forward."""
+        """`visual`: the table (M, D * L). `scale`: positions per cell, None for a variant that has none.
+        `chunk_tokens`: of a row in one forward."""
+        if has_timestamps(model.config) and variant_of(model).scalable:
+            scale = 1.0  # any is the same there, and a variant that draws its scale must be given one
         self._model, self._visual, self._scale, self._chunk_tokens = model, visual, scale, chunk_tokens
         self._layers = [KeptLayer(capacity) for _ in range(model.config.text_config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
@@ -170,13 +189,18 @@ class Reader:
         device = self._model.device
         visual = sources < 0
         hidden = self._model.get_input_embeddings()(torch.where(visual, 0, sources).to(device))
+        deeper: dict[str, Any] = {}
         if visual.any():
-            hidden[visual.to(device)] = self._visual[-1 - sources[visual]].to(device, hidden.dtype)
+            levels = self._visual[-1 - sources[visual]].to(device, hidden.dtype).split(hidden.shape[-1], dim=-1)
+            hidden[visual.to(device)] = levels[0]
+            if len(levels) > 1:
+                deeper = {"visual_pos_masks": visual.to(device), "deepstack_visual_embeds": list(levels[1:])}
         states = self._model.model.language_model(
             inputs_embeds=hidden,
             position_ids=position_ids.to(device),
             past_key_values=self._cache,
             use_cache=True,
+            **deeper,
         ).last_hidden_state
         logits: Tensor = self._model.lm_head(states[:, states.shape[1] - last :])
         return logits

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that carries no loss
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-DEFAULT_SYSTEM = "You are a helpful assistant."  # what Qwen-VL's own template puts where a conversation has none
+DEFAULT_SYSTEM = f"{TURN_START}system\nYou are a helpful assistant.{TURN_END}\n"
 
 
 class BadSample(Exception):
@@ -59,29 +59,36 @@ Piece = Text | Medium
 class RowLayout:
     """How one model's rows are laid out.
 
-    `chat`: turns between <|im_start|> and <|im_end|>, as Qwen-VL's template has them; else the texts alone, as the tiny
-    tokenizer knows them. `timestamps`: every cell of a video between marks of its own after its time (Qwen3-VL).
+    `timestamps`: as Qwen3-VL has them, every cell of a video between marks of its own after its time.
     """
 
     tokenizer: PreTrainedTokenizerBase
     merge_size: int
     timestamps: bool
-    chat: bool
+
+
+def default_system(*, timestamps: bool) -> str:
+    """The turn that the family's own template puts where a conversation has none: Qwen3-VL's puts nothing."""
+    return "" if timestamps else DEFAULT_SYSTEM
 
 
 def knows_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     return TURN_START in tokenizer.get_vocab()
 
 
-def conversation(turns: Sequence[Turn], media: Sequence[Medium], *, chat: bool) -> list[Piece]:
-    """A conversation's texts and media in reading order; raises BadSample for text that holds a special token."""
+def conversation(turns: Sequence[Turn], media: Sequence[Medium], *, chat: bool, system: str) -> list[Piece]:
+    """A conversation's texts and media in reading order; raises BadSample for text that holds a special token.
+
+    `chat`: turns between <|im_start|> and <|im_end|>, as Qwen-VL's template has them, after `system` where they begin
+    with no such turn; else the texts alone, as the tiny tokenizer knows them.
+    """
     waiting = iter(media)
     pieces: list[Piece] = []
     for turn in turns:
         if any(token in turn.text for token in (*SPECIAL_TOKENS, TURN_START, TURN_END)):
             raise BadSample("its text holds a special token of the model")
-    if chat and turns[0].role != "system":
-        pieces.append(Text(f"{TURN_START}system\n{DEFAULT_SYSTEM}{TURN_END}\n", learned=False))
+    if chat and system and turns[0].role != "system":
+        pieces.append(Text(system, learned=False))
     for turn in turns:
         learned = turn.role == "assistant"
         if chat:
@@ -181,8 +188,15 @@ def medium_texts(medium: Medium, layout: RowLayout) -> list[str]:
     """The texts that stand before each cell of a medium: its time, where the family writes it."""
     if not layout.timestamps or medium.kind == "image":
         return []
-    # A cell's time is the middle between its first and its last frame (two frames a cell).
-    return [f"<{(cell + 0.25) * medium.seconds_per_cell:.1f} seconds>" for cell in range(medium.grid[0])]
+    return cell_times(medium.grid[0], medium.seconds_per_cell)
+
+
+def cell_times(num_cells: int, seconds_per_cell: float) -> list[str]:
+    """What Qwen3-VL reads before each cell: the middle between its first and its last frame (two frames a cell).
+
+    Exact for the sampler "stride"; "endpoints" spreads the frames wider, the last ones by up to half a cell.
+    """
+    return [f"<{(cell + 0.25) * seconds_per_cell:.1f} seconds>" for cell in range(num_cells)]
 
 
 def _medium_ids(medium: Medium, layout: RowLayout, encode: Callable[[str], Sequence[int]]) -> list[int]:

@@ -23,6 +23,7 @@ from pipelines.samples import (
     batch_order,
     build_sample,
     conversation,
+    default_system,
     knows_turns,
     medium_texts,
 )
@@ -78,7 +79,7 @@ def make_rows(
     """
     quarantined: list[Quarantined] = []
     pieces: dict[str, list[Piece]] = {}
-    chat = tokenizer is not None and knows_turns(tokenizer)
+    chat, system = tokenizer is not None and knows_turns(tokenizer), default_system(timestamps=timestamps)
     for number, record in enumerate(source.records(), start=1):
         media = [
             Medium(item.kind, name, about.grid, temporal_patch_size / about.sample_fps)
@@ -89,12 +90,12 @@ def make_rows(
         if len(media) < len(record.media):
             continue
         try:
-            pieces[record.id] = conversation(record.turns, media, chat=chat)
+            pieces[record.id] = conversation(record.turns, media, chat=chat, system=system)
         except BadSample as error:
             quarantined.append(Quarantined(number, record.id, str(error)))
     texts = {piece.text for parts in pieces.values() for piece in parts if isinstance(piece, Text)}
     tokenizer = tokenizer or build_tokenizer(texts)
-    layout = RowLayout(tokenizer, merge_size, timestamps, chat)
+    layout = RowLayout(tokenizer, merge_size, timestamps)
     texts.update(text for parts in pieces.values() for piece in parts for text in _times(piece, layout))
     ordered = sorted(texts)  # each text recurs often, and one call for all is many times faster
     ids = dict(zip(ordered, tokenizer(ordered, add_special_tokens=False).input_ids, strict=True)) if ordered else {}

@@ -29,7 +29,7 @@ from pipelines.engine import Artifact
 from pipelines.evaluate import Evaluator
 from pipelines.features import Features, Span, open_features
 from pipelines.models import RandomModel, build_model, build_tokenizer, text_ids
-from pipelines.prefill import Reader, cell_numbers, shown, video_sources
+from pipelines.prefill import Reader, cell_numbers, layout_of, shown, video_sources
 from tests.bench.measure import Row, one_thread
 
 FILM = "folder/haystack/film.mp4"
@@ -171,7 +171,7 @@ def _one_by_one(inputs: dict[str, Artifact], asked: FolderQuestions) -> dict[str
     tokenizer = build_tokenizer([f"find {n}" for n in range(5)] + [str(n) for n in range(5)])
     predictions = {}
     for video in [video for context in TIMED for video in evaluator.videos(context)]:
-        before = video_sources(video, features, tokenizer)
+        before = video_sources(video, features, layout_of(model, tokenizer))
         for question in video.questions:
             row = torch.cat([before, torch.tensor(text_ids(tokenizer, question.prompt))])[None]
             best = _forward(model, features, row, [video]).argmax(-1)
@@ -230,7 +230,8 @@ def _read_once(num_tokens: int) -> None:
 
 def _read(model: Any, features: Features, tokenizer: Any, *, cells: int) -> None:
     video = NeedleVideo("", FILM, 0, cells, cells, None, (), ())
-    row = torch.cat([video_sources(video, features, tokenizer), torch.tensor(text_ids(tokenizer, "find 0"))])[None]
+    before = video_sources(video, features, layout_of(model, tokenizer))
+    row = torch.cat([before, torch.tensor(text_ids(tokenizer, "find 0"))])[None]
     reader = Reader(model, features.table.flatten(0, 1), scale=SCALE, capacity=row.shape[1], chunk_tokens=MEMORY_CHUNK)
     reader.logits(row, [shown(video, features)], last=1)
 

@@ -131,12 +131,20 @@ def test_a_mistake_is_one_line_that_names_the_value_and_what_is_allowed(override
         ("study.variants=[m_rope,mhrope]", "frequencies headwise: 2 key/value heads"),
         ("study.variants=[m_rope,m_rope]", "give each name once"),
         ("study.contexts_frames=[32,4096]", "study.contexts_frames has 4096, but a film has 160 frames"),
-        ("model=qwen3_vl_8b", "benchmarks.v_niah_d cannot be asked of model qwen3_vl_8b, which reads a time"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_grid(load_config(["study=smoke", override])[0])
+
+
+def test_on_qwen3_vl_where_no_scale_has_an_effect_none_is_searched_or_set() -> None:
+    rules = "study.scale_rules=[published,equal,searched]"
+    grid = build_grid(load_config(["study=smoke", rules, "model=qwen3_vl_8b", "dataset.frame_size=64"])[0])
+    for trial in grid.trials:
+        assert (trial.scalable, trial.search, trial.published_scale) == (False, None, None)
+        (evaluation,) = {stage.fingerprint: stage for stage in trial.evaluations.values()}.values()
+        assert evaluation.config.identity.scale is None
 
 
 def test_a_mixed_cell_is_one_line() -> None:

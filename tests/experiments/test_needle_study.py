@@ -20,17 +20,18 @@ from tests.pipelines.tiny_checkpoint import write_checkpoint
 from tests.pipelines.world import MODEL
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides of the study; a picture of its folder is no picture."""
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
+def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of the study of either family; a picture of its folder is no picture."""
     root = tmp_path_factory.mktemp("needles")
     write_folder(root / "data")
     (root / "data" / "needles" / "yellow.png").write_bytes(b"no picture")
-    model = write_checkpoint(root / "weights", MODEL)
+    model = write_checkpoint(root / "weights", MODEL, family=request.param)
     sizes = ("head_dim", "num_key_value_heads", "patch_size", "spatial_merge_size", "temporal_patch_size")
     return [
         "study=smoke",
-        "model=qwen2_vl_2b",
+        {"qwen2_vl": "model=qwen2_vl_2b", "qwen3_vl": "model=qwen3_vl_8b"}[request.param],
+        "model.name=small",
         f"model.path={model.path}",
         *(f"model.{size}={getattr(model, size)}" for size in sizes),
         *("recipe.train_vision=false", "recipe.equal_lengths=false"),
@@ -50,7 +51,7 @@ def features_of(overrides: list[str]) -> list[str]:
 
 def test_a_frozen_tower_encodes_once_for_all_variants_seeds_and_scales(asked: list[str]) -> None:
     wide = [*asked, "study.seeds=[0,1]", "study.scale_rules=[published,equal,searched]"]
-    assert features_of(wide) == ["features of qwen2_vl_2b's frozen tower"] * 2  # of drawn films, and of the folder's
+    assert features_of(wide) == ["features of small's frozen tower"] * 2  # of drawn films, and of the folder's
     assert len(features_of([*wide, "recipe.train_vision=true"])) == 2 * 4
     costs = {cost.name: cost.to_run for cost in plan_study(open_study(wide)).costs}
     assert (costs["features"], costs["finetune"]) == (2, 4)

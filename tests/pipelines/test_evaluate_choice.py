@@ -11,7 +11,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hope_core.modeling import load, set_scale, vision_tokens
 from pipelines.accuracies import choice_summary
@@ -26,9 +27,10 @@ from pipelines.evaluate_choice import (
     questions_stage,
     run,
 )
-from pipelines.generate import greedy_answers, question_ids
-from pipelines.prefill import Shown
+from pipelines.generate import greedy_answers, question_sources
+from pipelines.prefill import Shown, layout_of
 from pipelines.preprocess import PreprocessPlacement
+from pipelines.samples import RowLayout
 from pipelines.video.budget import normalise
 from pipelines.video.frames import open_frames
 from tests.pipelines.benchmarks.miniatures import settings, write_faults
@@ -198,7 +200,7 @@ def test_answers_on_shared_prefixes_are_those_of_generate_on_each_question_alone
     found = list(
         greedy_answers(
             model,
-            tokenizer,
+            layout_of(model, tokenizer),
             visual,
             prompts,
             video=Shown(grid, 1.0),
@@ -209,7 +211,7 @@ def test_answers_on_shared_prefixes_are_those_of_generate_on_each_question_alone
     )
     set_scale(model, 0.75)
     for prompt, answer in zip(prompts, found, strict=True):
-        ids = torch.tensor([question_ids(tokenizer, prompt, len(visual))])
+        ids = question_sources(layout_of(model, tokenizer), prompt, marked_pads(tokenizer, len(visual)))[None]
         made = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -225,24 +227,36 @@ def test_answers_on_shared_prefixes_are_those_of_generate_on_each_question_alone
 VIDEO = ["<|vision_start|>", *["<|video_pad|>"] * 3, "<|vision_end|>", "which", "?"]
 
 
+def marked_pads(tokenizer: PreTrainedTokenizerBase, number: int) -> Tensor:
+    """A video's tokens as the model is given them: placeholders between the marks."""
+    words = ["<|vision_start|>", *["<|video_pad|>"] * number, "<|vision_end|>"]
+    return torch.tensor(tokenizer.convert_tokens_to_ids(words))
+
+
+def words_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
+    layout = RowLayout(tokenizer, merge_size=2, timestamps=False)
+    row = question_sources(layout, prompt, marked_pads(tokenizer, 3))
+    return tokenizer.convert_ids_to_tokens(row.tolist())
+
+
 def test_a_tokenizer_with_marks_of_turns_gets_qwen2_vls_row() -> None:
     tokenizer = small_tokenizer("<|im_start|>", "<|im_end|>")
     system = ["<|im_start|>", "system", *["You", "are", "a", "helpful", "assistant."], "<|im_end|>"]
-    words = tokenizer.convert_ids_to_tokens(question_ids(tokenizer, "which ?", 3))
+    words = words_of(tokenizer, "which ?")
     assert words == [*system, "<|im_start|>", "user", *VIDEO, "<|im_end|>", "<|im_start|>", "assistant"]
     with pytest.raises(ValueError, match="2 places for a video"):
-        question_ids(tokenizer, "which <|video_pad|> ?", 3)
+        words_of(tokenizer, "which <|video_pad|> ?")
 
 
 def test_another_chat_template_is_followed_and_without_one_the_prompt_stands_alone() -> None:
     tokenizer = small_tokenizer("<turn>")
-    assert tokenizer.convert_ids_to_tokens(question_ids(tokenizer, "which ?", 3)) == VIDEO
+    assert words_of(tokenizer, "which ?") == VIDEO
     tokenizer.chat_template = (
         "{% for m in messages %}<turn>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'video' %}"
         "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
     )
-    words = tokenizer.convert_ids_to_tokens(question_ids(tokenizer, "which ?", 3))
+    words = words_of(tokenizer, "which ?")
     assert words == ["<turn>", "user", *VIDEO, "<turn>", "assistant"]
 
 

@@ -39,7 +39,7 @@ VIDEOS = [video(frames, frames * depth // 4, needle) for frames in (8, 12) for d
 
 
 def row(of: NeedleVideo, features: Features, asked: Tensor = ASKED) -> Tensor:
-    visual = visual_sources(cell_numbers(of, features), features)
+    visual = visual_sources(cell_numbers(of, features), features).flatten()
     return torch.cat([torch.tensor([3, 4, START]), visual, torch.tensor([END]), asked])[None]
 
 

@@ -3,7 +3,17 @@ from transformers import PreTrainedTokenizerBase
 
 from pipelines.datasets import Turn
 from pipelines.models import build_tokenizer
-from pipelines.samples import IGNORED, BadSample, Medium, RowLayout, Sample, batch_order, build_sample, conversation
+from pipelines.samples import (
+    IGNORED,
+    BadSample,
+    Medium,
+    RowLayout,
+    Sample,
+    batch_order,
+    build_sample,
+    conversation,
+    default_system,
+)
 from tests.pipelines.tiny_checkpoint import chat_tokenizer
 
 WORDS = build_tokenizer(["find red", "first blue", "3", "7"])
@@ -27,8 +37,8 @@ def sample(
     cutoff_len: int | None = None,
     timestamps: bool = False,
 ) -> Sample:
-    layout = RowLayout(tokenizer, merge_size=2, timestamps=timestamps, chat=tokenizer is CHAT)
-    pieces = conversation(turns, media, chat=layout.chat)
+    layout = RowLayout(tokenizer, merge_size=2, timestamps=timestamps)
+    pieces = conversation(turns, media, chat=tokenizer is CHAT, system=default_system(timestamps=timestamps))
     return build_sample("a", pieces, layout, encode=lambda text: encode(tokenizer, text), cutoff_len=cutoff_len)
 
 
@@ -96,10 +106,10 @@ def test_text_cannot_pass_for_a_video() -> None:
         sample((Turn("user", "see <|video_pad|>"), Turn("assistant", "no")), [])
 
 
-def test_qwen3_vl_reads_each_cell_after_its_time() -> None:
+def test_qwen3_vl_reads_each_cell_after_its_time_and_no_system_turn_of_its_template() -> None:
     text = CHAT.decode(sample(ONE_VIDEO, [VIDEO], timestamps=True).input_ids)
     cell = "<|vision_start|>" + 4 * "<|video_pad|>" + "<|vision_end|>"
-    assert f"user\n<0.2 seconds>{cell}<1.2 seconds>{cell}\nfind red" in text
+    assert text.startswith(f"<|im_start|>user\n<0.2 seconds>{cell}<1.2 seconds>{cell}\nfind red")
 
 
 def test_a_batch_has_rows_of_one_length_and_no_row_twice() -> None:

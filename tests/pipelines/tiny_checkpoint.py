@@ -1,11 +1,12 @@
-"""A Qwen2-VL of some thousand parameters as it lies on disk: config, safetensors, tokenizer, preprocessor config."""
+"""A Qwen2-VL or Qwen3-VL of some thousand parameters as it lies on disk: config, weights, tokenizer, preprocessor."""
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from pipelines.models import SPECIAL_TOKENS, RandomModel, build_model
 from pipelines.pretrained import PretrainedModel, sizes_of
@@ -26,10 +27,13 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_checkpoint(folder: Path, shape: RandomModel, *, seed: int = 0) -> PretrainedModel:
+def write_checkpoint(
+    folder: Path, shape: RandomModel, *, seed: int = 0, family: Literal["qwen2_vl", "qwen3_vl"] = "qwen2_vl"
+) -> PretrainedModel:
     """Write a stock checkpoint of random weights; how a study names it is returned."""
     tokenizer = chat_tokenizer()
-    model = build_model(shape, tokenizer, seed=seed)
+    build = {"qwen2_vl": build_model, "qwen3_vl": build_qwen3_vl}[family]
+    model = build(shape, tokenizer, seed=seed)
     model.to(torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     statistics = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -44,3 +48,31 @@ def write_checkpoint(folder: Path, shape: RandomModel, *, seed: int = 0) -> Pret
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         **sizes_of(model.config),
     )
+
+
+def build_qwen3_vl(
+    shape: RandomModel, tokenizer: PreTrainedTokenizerFast, *, seed: int
+) -> Qwen3VLForConditionalGeneration:
+    """A stock Qwen3-VL of these sizes, whose tower feeds the language model's first layer too."""
+    stock = build_model(shape, tokenizer, seed=seed).config
+    rope = {**stock.text_config.rope_parameters, "mrope_interleaved": True}
+    text = {**stock.text_config.to_dict(), "head_dim": shape.head_dim, "rope_parameters": rope}
+    vision = {
+        "depth": shape.vision_depth,
+        "hidden_size": shape.vision_embed_dim,
+        "intermediate_size": 2 * shape.vision_embed_dim,
+        "out_hidden_size": shape.hidden_size,
+        "num_heads": shape.vision_num_heads,
+        "patch_size": shape.patch_size,
+        "spatial_merge_size": shape.spatial_merge_size,
+        "temporal_patch_size": shape.temporal_patch_size,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+        "initializer_range": shape.initializer_range,
+    }
+    marks = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = {mark: getattr(stock, mark) for mark in marks}
+    text.pop("model_type")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
