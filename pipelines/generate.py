@@ -1,6 +1,6 @@
 """Answers in free text: the rows of several questions on one video, and where an answer ends.
 
-V visual tokens of the video, D channels, S tokens of a row; sources as for a `Reader`.
+V visual tokens of the video, D channels, L levels of a visual token, S tokens of a row; sources as for a `Reader`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def greedy_answers(
     max_new_tokens: int,
     chunk_tokens: int,
 ) -> Iterator[str]:
-    """The answer to each prompt in turn, as text; visual: the video's tokens (V, D), the others as for a `Reader`."""
+    """The answer to each prompt in turn, as text; visual: the video's tokens (V, D * L), others as for a `Reader`."""
     stops = end_ids(model, layout.tokenizer)
     cells = -1 - torch.arange(len(visual)).reshape(video.grid[0], -1)
     marked = marked_sources(cells, video.seconds_per_cell, layout)
