@@ -196,9 +196,9 @@ def visual_tokens(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
     """
     import torch
 
-    found = model.model.get_video_features(pixels, grid)
-    deeper = [level[0] for level in found.deepstack_features] if num_levels(model) > 1 else []
-    return torch.cat([found.pooler_output[0], *deeper], dim=-1)
+    found = model.model.visual(pixels, grid_thw=grid, return_dict=True)
+    deeper = found.deepstack_features if num_levels(model) > 1 else []
+    return torch.cat([found.pooler_output, *deeper], dim=-1)
 
 
 def open_features(path: Path) -> Features:

@@ -145,8 +145,8 @@ def test_the_features_of_a_film_hold_what_every_layer_is_fed_and_a_needle_has_th
     span = features.spans[film]
     with torch.no_grad():
         patches = torch.from_numpy(normalise(frames.rows(film).copy(), *checkpoint.normalisation))
-        tower = model.model.get_video_features(patches, torch.tensor([frames.grid(film)]))
-    wanted = torch.cat([tower.pooler_output[0], tower.deepstack_features[0][0]], dim=-1)
+        tower = model.model.visual(patches, grid_thw=torch.tensor([frames.grid(film)]), return_dict=True)
+    wanted = torch.cat([tower.pooler_output, tower.deepstack_features[0]], dim=-1)
     torch.testing.assert_close(features.table[span.first : span.first + span.num_cells].flatten(0, 1), wanted)
 
     install(model, get_variant("m_rope"))
