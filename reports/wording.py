@@ -33,11 +33,15 @@ def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
 def said_over_settings(results: StudyResults, rows: pd.DataFrame, baseline: str) -> str:
     """How many of a study's settings find each variant better, and worse."""
     compared = rows[rows.verdict != ""]
-    parts = []
+    decided: dict[str, list[str]] = {}
+    unclear: dict[str, list[str]] = {}
     for label, found in compared.groupby(compared.variant.map(lambda name: label_of(results, name)), sort=False):
         counts = [f"{kind} in {number}" for kind in ("better", "worse") if (number := (found.verdict == kind).sum())]
         said = listing(counts) if counts else "neither better nor worse for certain in any"
-        parts.append(f"{label} is {said} of {len(found)} settings")
+        (decided if counts else unclear).setdefault(f"{said} of {len(found)} settings", []).append(label)
+    parts = [
+        f"{listing(names)} {'is' if len(names) == 1 else 'are'} {said}" for said, names in (decided | unclear).items()
+    ]
     return f"compared with {baseline}, {'; '.join(parts)}"
 
 

@@ -84,7 +84,18 @@ def test_settings_that_are_not_pairs_of_key_and_level_are_levels_themselves() ->
 def test_the_verdict_counts_settings(results: StudyResults) -> None:
     said = verdict_sentence(results, judge(results))
     assert "compared with m_rope" in said
-    assert re.search(r"hope is (better|worse|neither better nor worse).* 2 settings", said)
+    assert re.search(r"hope (?:is|are) (?:better|worse|neither better nor worse).* 2 settings", said)
+
+
+def test_variants_of_the_same_verdict_share_a_clause_and_the_undecided_come_last(results: StudyResults) -> None:
+    grid = judge(results)
+    compared = grid.verdict != ""
+    grid.loc[compared, "verdict"] = "cannot tell"
+    undecided = "neither better nor worse for certain in any of 2 settings"
+    assert f"compared with m_rope, videorope and hope are {undecided}." in verdict_sentence(results, grid)
+    grid.loc[compared & grid.variant.str.startswith("hope"), "verdict"] = "better"
+    said = verdict_sentence(results, grid)
+    assert f"compared with m_rope, hope is better in 2 of 2 settings; videorope is {undecided}." in said
 
 
 def test_the_report_shows_each_setting_apart(files: ReportFiles) -> None:
