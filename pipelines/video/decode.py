@@ -26,8 +26,8 @@ DECODERS = f"v{DECODE_VERSION}-decord-{decord.__version__}-pyav-{av.__version__}
 # A damaged video is kept when this share of its frames comes before the damage; a shorter one misleads its questions.
 MIN_READABLE_SHARE = 0.9
 
-# decord holds a whole batch twice, so that the batch bounds a worker's memory. And two workers with batches beyond the
-# processor's cache hold each other up: 24 MiB cost films of 40 s at 360p a tenth of their speed.
+# decord holds a whole batch twice, so that the batch bounds a worker's memory; and workers beside each other are faster
+# with batches that fit the processor's cache.
 BATCH_BYTES = 4 * 2**20
 
 # ffmpeg says that it conceals damage at this level, and of sound files nothing.

@@ -44,7 +44,7 @@ class Films:
     number: int
 
 
-CASES = (Films(360, 640, 10, 128), Films(360, 640, 60, 20), Films(720, 1280, 30, 16))
+CASES = (Films(360, 640, 10, 128), Films(360, 640, 40, 24), Films(360, 640, 60, 20), Films(720, 1280, 30, 16))
 
 
 def rows() -> list[Row]:
