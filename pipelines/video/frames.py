@@ -6,6 +6,7 @@ per video, keyed by the file's content. An artifact holds hard links to the shar
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -94,6 +95,9 @@ class ShardWriter:
         assert self._rows is not None
         self._rows.write(rows.data)
         self._rows.flush()
+        # To the disk with them, and out of the page cache: a study's rows outgrow memory, and would push out the videos
+        # that are still to be read and make each write wait for fresh pages.
+        os.posix_fadvise(self._rows.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._num_rows += len(rows)
         self._write_header()
         self._write_line(entry)
