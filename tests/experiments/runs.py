@@ -45,6 +45,13 @@ def numbers(overrides: Sequence[str]) -> dict[str, dict[str, object]]:
     return found
 
 
+def published(overrides: Sequence[str]) -> set[str]:
+    """Labels of the stages whose artifact is in the store."""
+    config, _ = load_config(overrides)
+    store = Store(config.store)
+    return {stage.label for stage in walk(build_grid(config).targets) if store.has(stage)}
+
+
 def attempts(overrides: Sequence[str]) -> dict[str, int]:
     """How often each stage of the study was begun, by label, from the logs of those that were."""
     config, _ = load_config(overrides)
