@@ -77,28 +77,32 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def load_to_answer(path: Path) -> PreTrainedModel:
-    """A checkpoint with its variant, in eval mode: in bfloat16 on the GPU that Ray lent to this process, else as saved.
+def lent_device() -> torch.device:
+    """The GPU that Ray lent to this process, else the CPU; Ray shows a stage only the GPUs that it asked for."""
+    import torch
 
-    Ray shows a stage only the GPUs that it asked for.
-    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_to_answer(path: Path) -> PreTrainedModel:
+    """A checkpoint with its variant, in eval mode: in bfloat16 on a GPU that was lent, else as saved."""
     import torch
 
     from hope_core.modeling import load
 
-    if not torch.cuda.is_available():
-        return load(path).eval()
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    return load(path, dtype=dtype, attn_implementation=choose_attention(AUTO, device, dtype)).to(device).eval()
+    device = lent_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else "auto"
+    attention = choose_attention(AUTO, device, torch.bfloat16)
+    return load(path, dtype=dtype, attn_implementation=attention).to(device).eval()
 
 
 def stock_to_answer(model: PretrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A checkpoint as it came, for its vision tower, where and as `load_to_answer` has it; `dtype`: without a GPU."""
     import torch
 
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device, dtype = torch.device("cuda"), torch.bfloat16
+    device = lent_device()
+    if device.type == "cuda":
+        dtype = torch.bfloat16
     tower = replace(model, language=None)
     return tower.load(dtype=dtype, attention=choose_attention(AUTO, device, dtype)).to(device).eval()
 

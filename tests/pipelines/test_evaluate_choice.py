@@ -113,6 +113,18 @@ def test_faulty_videos_and_records_are_error_rows_with_their_causes(
     assert not any(line["correct"] or line["unparsed"] for line in lines if line["error"])
 
 
+def test_videos_are_encoded_and_questions_answered_on_an_accelerator_as_on_the_cpu(
+    inputs: dict[str, Artifact], benchmark: ChoiceBenchmark, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    run(config(benchmark), inputs, here)
+    request.getfixturevalue("accelerator")
+    run(config(benchmark), inputs, there)
+    assert without_times(there) == without_times(here)
+
+
 def test_a_cell_cut_anywhere_goes_on_and_ends_with_the_same_file(
     inputs: dict[str, Artifact], benchmark: ChoiceBenchmark, tmp_path: Path
 ) -> None:
