@@ -17,6 +17,7 @@ from rich.console import Console
 from experiments.compose import load_config
 from experiments.config import Config
 from experiments.grid import Grid, build_grid, with_cells
+from experiments.incomplete import incomplete_lines
 from experiments.progress import Progress, counts, doing, duration
 from experiments.settled import database_state, is_reported, note_reported, settle, settled_runs
 from experiments.training import missing as training_missing
@@ -267,20 +268,11 @@ def only(study: Study, stage: Stage) -> str:
 
 
 def print_incomplete(study: Study, console: Console) -> bool:
-    """One line per cell whose questions ended in errors, with the first cause; whether there are any."""
-    found = False
-    stages = {cell.stage.fingerprint: cell.stage for cell in study.selected.cells}
-    artifacts = {fingerprint: study.store.get(stage) for fingerprint, stage in stages.items()}
-    for cell in study.selected.cells:
-        artifact = artifacts[cell.stage.fingerprint]
-        errors = artifact.result["contexts"][str(cell.context)]["errors"] if artifact else 0
-        if artifact and errors:
-            lines = map(json.loads, (artifact.path / "questions.jsonl").read_text(encoding="utf-8").splitlines())
-            first = next(line for line in lines if line["context"] == cell.context and line["error"])
-            say(console, f"incomplete {cell.id}: {errors} questions ended in an error, the first {first['id']}:")
-            say(console, f"  {first['error']}")
-            found = True
-    return found
+    """The cells whose questions ended in errors, with the causes; whether there are any."""
+    lines = incomplete_lines(study.selected.cells, study.store)
+    for line in lines:
+        say(console, line)
+    return bool(lines)
 
 
 def say(console: Console, line: str) -> None:
