@@ -121,6 +121,7 @@ class Hooks(torch._C._acc.PrivateUse1Hooks):
 
 @contextmanager
 def emulated_device() -> Iterator[torch.device]:
+    """The device, which is there until the block ends."""
     if not hasattr(torch, "emulated"):
         backend_registration._setup_privateuseone_for_python_backend("emulated", Module(), Hooks())
         # torch.tensor of a list with scalars of the device asks the device itself for them
