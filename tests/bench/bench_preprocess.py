@@ -62,7 +62,7 @@ def rows() -> list[Row]:
                 turns = []
                 for _ in range(ROUNDS):
                     bare = _busy_files_per_s(_bare_ends(paths, num_workers))
-                    shutil.rmtree(folder / "ours", ignore_errors=True)  # 2 GB of the round before
+                    shutil.rmtree(folder / "ours", ignore_errors=True)  # the disk need not hold every round
                     ends = _preprocess_ends(media, folder / "ours", num_workers)
                     turns.append((_busy_files_per_s(ends), bare))
                 ours, bare = sorted(turns, key=lambda turn: turn[0] / turn[1])[ROUNDS // 2]
