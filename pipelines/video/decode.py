@@ -26,9 +26,9 @@ DECODERS = f"v{DECODE_VERSION}-decord-{decord.__version__}-pyav-{av.__version__}
 # A damaged video is kept when this share of its frames comes before the damage; a shorter one misleads its questions.
 MIN_READABLE_SHARE = 0.9
 
-# decord holds a whole batch twice, so that the batch bounds a worker's memory; and workers beside each other are faster
-# with batches that fit the processor's cache.
-BATCH_BYTES = 4 * 2**20
+# decord holds a whole batch twice, so that the batch bounds a worker's memory. And while a batch is resized, its thread
+# goes on and converts frames that nobody asked for: a short film is one batch.
+BATCH_BYTES = 16 * 2**20
 
 # ffmpeg says that it conceals damage at this level, and of sound files nothing.
 decord.logging.set_level(decord.logging.INFO)
