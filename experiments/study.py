@@ -81,6 +81,14 @@ def restrict(grid: Grid, pattern: str) -> Grid:
 
 def run_study(study: Study, console: Console) -> int:
     """Run what is missing, write the report and print its summary; return the exit code."""
+    try:
+        return _run(study, console)
+    except KeyboardInterrupt:  # while Ray starts, while the report is written, or once the runner has ended its stages
+        say(console, f"interrupted; what is done is kept: {study.command} continues")
+        return INTERRUPTED
+
+
+def _run(study: Study, console: Console) -> int:
     config, selected = study.config, study.selected
     planned = plan(study.store, selected.targets)
     found = counts(planned)
@@ -117,8 +125,7 @@ def run_study(study: Study, console: Console) -> int:
 
             summary = runner.run(selected.targets, on_event)
     if summary.was_interrupted:
-        say(console, f"interrupted; what is done is kept: {study.command} continues")
-        return INTERRUPTED
+        raise KeyboardInterrupt
     run_id = mirror.finish(ok=summary.ok)
     print_failures(study, summary, console)
     if missing == 0 and mirror.written == 0:

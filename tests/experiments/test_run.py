@@ -75,6 +75,18 @@ def test_a_study_killed_interrupted_and_ended_by_two_launchers_has_the_numbers_o
     check_tree(small)
 
 
+def test_an_interrupt_while_the_report_is_written_names_the_command_that_continues(
+    finished: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted = launch(finished)
+    kill_when(interrupted, lambda line: line.startswith("ran "), signal.SIGINT)
+    output = finish(interrupted, code=130)
+    assert "interrupted; what is done is kept: hope run" in output
+    assert "Traceback" not in output
+    assert main(["run", *finished]) == 0
+    assert "report: " in capsys.readouterr().out
+
+
 def test_a_failing_trial_is_recorded_and_the_others_are_done(
     finished: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
