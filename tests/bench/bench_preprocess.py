@@ -1,8 +1,8 @@
 """Preprocess: the bare decoder on the same cores, memory, and what a second variant decodes
 
-Both contestants note when each file is done, and their speed is that of the time in which all their workers were busy;
-the start of processes is left out. They take turns, and the turn with the middle ratio counts: a machine's speed drifts
-over the minutes of this, but little within a turn. Films are of 30 frames/s.
+Both contestants note when each worker is done with each file, and their speed is that of the time in which all workers
+were busy; the start of processes is left out. They take turns, and the turn with the middle ratio counts: a machine's
+speed drifts over the minutes of this, but little within a turn. Films are of 30 frames/s.
 """
 
 import os
@@ -33,10 +33,10 @@ from tests.pipelines.video.clips import write_clip
 BUDGET = FrameBudget(fps=2.0, max_frames=128, total_pixels=8000 * 28 * 28)
 SECONDS_DRAWN = 10
 SOURCE_FPS = 30
-ROUNDS = 3
+ROUNDS = 5
 
-# When a file was done, and how many frames it has.
-End = tuple[float, int]
+# By which worker a file was done, when, and how many frames it has.
+End = tuple[str, float, int]
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Films:
 # HoPE trains on 30,000 videos of LLaVA-Video-178K under two minutes and 3,000 of two to three.
 MIXED = (60, 30, 150, 80, 10, 100, 110, 40, 20, 90, 50, 70)
 CASES = (
-    Films("360p, 10 s to 150 s mixed", 360, 640, MIXED, 36),
-    Films("360p, 10 s", 360, 640, (10,), 128),
-    Films("360p, 60 s", 360, 640, (60,), 20),
-    Films("720p, 30 s", 720, 1280, (30,), 16),
+    Films("360p, 10 s to 150 s mixed", 360, 640, MIXED, 24),
+    Films("360p, 10 s", 360, 640, (10,), 60),
+    Films("360p, 60 s", 360, 640, (60,), 16),
+    Films("720p, 30 s", 720, 1280, (30,), 12),
 )
 
 
@@ -139,10 +139,14 @@ def _write_film(path: Path, height: int, width: int) -> Path:
 
 
 def _busy_frames_per_s(ends: list[End]) -> float:
-    """Source frames per second from the end of the first tenth of files to that of the ninth: all workers are busy."""
-    ends = sorted(ends)
-    ends = ends[len(ends) // 10 + 1 : -(len(ends) // 10) - 1]
-    return sum(num_frames for _, num_frames in ends[1:]) / (ends[-1][0] - ends[0][0])
+    """Source frames per second of all workers: of each from its first file's end, until one has no more to do."""
+    workers = {worker for worker, _, _ in ends}
+    over_s = min(max(end_s for other, end_s, _ in ends if other == worker) for worker in workers)
+    speed = 0.0
+    for worker in workers:
+        done = sorted((end_s, frames) for other, end_s, frames in ends if other == worker and end_s <= over_s)
+        speed += sum(frames for _, frames in done[1:]) / (done[-1][0] - done[0][0])
+    return speed
 
 
 def _preprocess_ends(media: dict[str, Media], folder: Path, num_workers: int) -> list[End]:
@@ -152,10 +156,10 @@ def _preprocess_ends(media: dict[str, Media], folder: Path, num_workers: int) ->
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.25):
+        while not over.wait(0.1):
             done = [entry for cache in (folder / "cache").glob("*") for entry in read_cache(cache).values()]
             now = time.time()
-            ends.extend((now, round(entry.duration_s * SOURCE_FPS)) for entry in done if entry.digest not in seen)
+            ends.extend((e.shard, now, round(e.duration_s * SOURCE_FPS)) for e in done if e.digest not in seen)
             seen.update(entry.digest for entry in done)
 
     watcher = threading.Thread(target=watch)
@@ -183,7 +187,7 @@ def _bare(path: str) -> tuple[End, float]:
     reader = decord.VideoReader(path, num_threads=1)
     indices = sample_indices(len(reader), reader.get_avg_fps(), BUDGET)
     reader.get_batch(indices).asnumpy()
-    return (time.time(), len(reader)), time.process_time() - start_s
+    return (str(os.getpid()), time.time(), len(reader)), time.process_time() - start_s
 
 
 def _decode_process(folder: Path, paths: list[str]) -> tuple[float, float]:
