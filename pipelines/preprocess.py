@@ -24,7 +24,7 @@ from pipelines.video.frames import Failure, Frames, cache_folder, from_json, rea
 from pipelines.video.worker import DecodeProcess
 
 # Files of one Ray Data block. A lost node costs a block per worker and the progress moves once a block, but each block
-# is a Ray task, which weighs where films are short. They are smaller where files are few: none waits long for the last.
+# is a Ray task, which weighs where films are short. They are smaller where files are few: no worker is long alone.
 FILES_PER_BLOCK, LEAST_BLOCKS_PER_WORKER = 8, 8
 QUARANTINED_RECORDS = "quarantined_records.jsonl"
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

@@ -5,7 +5,7 @@ import torch
 
 from tests.bench import gpu_check
 from tests.bench.__main__ import replaced
-from tests.bench.bench_preprocess import _busy_files_per_s
+from tests.bench.bench_preprocess import _busy_frames_per_s
 from tests.bench.measure import best_seconds, peak_bytes
 
 
@@ -65,6 +65,8 @@ def test_the_gpu_check_without_a_gpu_says_so_in_one_line(capsys: pytest.CaptureF
 
 
 def test_decoding_speed_counts_the_time_in_which_all_workers_are_busy() -> None:
-    one = [float(second) for second in range(1, 11)]
-    other = [second + 0.5 for second in range(1, 10)] + [90.0]  # it hung at its end, when the first had run out
-    assert _busy_files_per_s([*other, *one]) == 2
+    one = [("one", float(second), 30) for second in range(1, 11)]
+    in_step = [("other", float(second), 30) for second in range(1, 11)]
+    between = [("other", second + 0.5, 30) for second in range(1, 10)]
+    hung = ("other", 90.0, 30)  # at its end, when the first had run out
+    assert _busy_frames_per_s([*in_step, *one]) == _busy_frames_per_s([*between, hung, *one]) == 60

@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from experiments.cli import main
+from experiments.study import open_study, run_study
 from tests.experiments.conftest import ONE_TRIAL
 from tests.experiments.runs import attempts, check_tree, numbers, published, runs_of
 
@@ -75,14 +78,29 @@ def test_a_study_killed_interrupted_and_ended_by_two_launchers_has_the_numbers_o
     check_tree(small)
 
 
-def test_an_interrupt_while_the_report_is_written_names_the_command_that_continues(
-    finished: list[str], capsys: pytest.CaptureFixture[str]
+class InterruptedAt(StringIO):
+    """A terminal at which Ctrl-C is pressed once, at the line that begins so."""
+
+    def __init__(self, begin: str) -> None:
+        super().__init__()
+        self._begin: str | None = begin
+
+    def write(self, text: str) -> int:
+        if self._begin and text.startswith(self._begin):
+            self._begin = None
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_an_interrupt_after_the_stages_names_the_command_that_continues(
+    finished: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupted = launch(finished)
-    kill_when(interrupted, lambda line: line.startswith("ran "), signal.SIGINT)
-    output = finish(interrupted, code=130)
-    assert "interrupted; what is done is kept: hope run" in output
-    assert "Traceback" not in output
+    monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
+    study = open_study(finished)
+    terminal = InterruptedAt("ran ")
+    assert run_study(study, Console(file=terminal)) == 130
+    assert "interrupted; what is done is kept: hope run study=smoke" in terminal.getvalue()
+    assert "report: " not in terminal.getvalue()
     assert main(["run", *finished]) == 0
     assert "report: " in capsys.readouterr().out
 
