@@ -41,7 +41,10 @@ End = tuple[str, float, int]
 
 @dataclass(frozen=True)
 class Films:
-    """`per_worker` files a worker, of one size, that last `seconds` in turn."""
+    """`per_worker` files a worker, of one size, that last `seconds` in turn.
+
+    Their rows fit one shard, by which workers are told apart.
+    """
 
     name: str
     height: int
