@@ -108,14 +108,21 @@ def test_the_next_run_tries_a_failed_stage_again(make_runner: MakeRunner, desk: 
 def test_on_failure_stop_starts_nothing_after_the_first_failure(
     make_runner: MakeRunner, store: Store, desk: Path
 ) -> None:
-    stages = [toy(fail, "bad", desk), *(toy(add, f"{number}", desk) for number in range(20))]
+    bad, hold = toy(fail, "bad", desk), toy(toys.wait_for_gate, "hold", desk)
+    rest = [toy(add, f"{number}", desk, inputs={"hold": hold}) for number in range(20)]
     told = Recorder()
-    summary = make_runner(on_failure="stop").run(stages, told)
+
+    def observe(event: Event) -> None:
+        told(event)
+        if event.kind.value == "failed":
+            (desk / "gate").touch()  # so that what rests on `hold` could run from now on
+
+    summary = make_runner(on_failure="stop").run([bad, *rest], observe)
     kinds = [event.kind.value for event in told.events]
     assert "started" not in kinds[kinds.index("failed") :]
-    assert len(summary.failed) == 1
-    assert summary.not_run
-    assert len(summary.not_run) + len(summary.finished) + len(summary.interrupted) == 20
+    assert [stage for stage, _ in summary.failed] == [bad]
+    assert set(rest) <= set(summary.not_run)
+    assert len(summary.not_run) + len(summary.finished) + len(summary.interrupted) == 21
     assert not summary.was_interrupted
     assert nothing_is_left(store)
 
