@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.video.budget import FrameBudget, image_size, sample_indices, video_frame_size
 
 # Raise it when the same file and budget would give other frames: it goes into the cache key with the two versions.
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 DECODERS = f"v{DECODE_VERSION}-decord-{decord.__version__}-pyav-{av.__version__}"
 
 # A damaged video is kept when this share of its frames comes before the damage; a shorter one misleads its questions.
@@ -30,8 +30,10 @@ MIN_READABLE_SHARE = 0.9
 # goes on and converts frames that nobody asked for: a short film is one batch.
 BATCH_BYTES = 16 * 2**20
 
-# ffmpeg says that it conceals damage at this level, and of sound files nothing.
+# ffmpeg says that it conceals damage at this level, and of sound files nothing, but for this of full-range colours (as
+# phones record), which decord reads as PyAV does.
 decord.logging.set_level(decord.logging.INFO)
+HARMLESS = "deprecated pixel format used, make sure you did set range correctly"
 
 
 class DecodeError(Exception):
@@ -76,13 +78,12 @@ def decode_video(path: Path, budget: FrameBudget) -> Decoded:
     (redirected meanwhile: one decode at a time in a process) sends the file to PyAV, which stops at the first error;
     the frames before it are kept if they are MIN_READABLE_SHARE of the video. Raises DecodeError.
     """
-    try:
-        with _ffmpeg_log() as log:
-            decoded = _decode_with_decord(path, budget)
-        complaint = _first_line(log.decode(errors="replace"))
-    except (DecodeError, decord.DECORDError, RuntimeError, IndexError) as error:
-        complaint = _first_line(str(error))
-    if not complaint:
+    decoded, complaint = _try_decord(path, budget)
+    if decoded is None and not complaint:
+        import torch  # noqa: F401 - for the resize; here, as what it may say to stderr is no complaint of ffmpeg's
+
+        decoded, complaint = _try_decord(path, budget)
+    if decoded is not None and not complaint:
         return decoded
     try:
         return _decode_with_pyav(path, budget)
@@ -101,7 +102,22 @@ def decode_image(path: Path, budget: FrameBudget) -> Decoded:
     return Decoded(resize(frame[None], size), f"pillow {Image.__version__}", num_source_frames=1, source_fps=1.0)
 
 
-def _decode_with_decord(path: Path, budget: FrameBudget) -> Decoded:
+def _try_decord(path: Path, budget: FrameBudget) -> tuple[Decoded | None, str]:
+    """What decord makes of the file, and the first line of what it or ffmpeg complains about."""
+    try:
+        with _ffmpeg_log() as log:
+            decoded = _decode_with_decord(path, budget)
+    except (DecodeError, decord.DECORDError, RuntimeError, IndexError) as error:
+        return None, _first_line(str(error)) or type(error).__name__
+    lines = log.decode(errors="replace").splitlines()
+    return decoded, _first_line("\n".join(line for line in lines if HARMLESS not in line))
+
+
+def _decode_with_decord(path: Path, budget: FrameBudget) -> Decoded | None:
+    """None where frames need a resize and torch is not loaded yet.
+
+    decord's thread decodes ahead without bound: 0.4 GB of 720p while torch loads.
+    """
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     fps = float(reader.get_avg_fps())
     if not fps > 0:
@@ -110,10 +126,7 @@ def _decode_with_decord(path: Path, budget: FrameBudget) -> Decoded:
     first = reader.get_batch(indices[:1]).asnumpy()
     size = video_frame_size(first.shape[1], first.shape[2], len(indices), budget)
     if first.shape[1:3] != size and "torch" not in sys.modules:
-        del reader  # its thread decodes ahead without bound: 0.4 GB of 720p while torch loads
-        import torch  # noqa: F401
-
-        return _decode_with_decord(path, budget)
+        return None
     frames = np.empty((len(indices), *size, 3), np.uint8)
     frames[:1] = resize(first, size)
     batch = max(1, BATCH_BYTES // first.nbytes)
@@ -136,8 +149,7 @@ def _decode_with_pyav(path: Path, budget: FrameBudget) -> Decoded:
                 raise NoVideoStream("no video stream in the file that a decoder knows")
             stream = container.streams.video[0]
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-            seconds = float((container.duration or 0) / av.time_base)
-            announced = stream.frames or round(seconds * fps)
+            announced = stream.frames or round(_announced_s(container) * fps)
             num_frames, error = 0, None
             try:
                 for _ in _strict_frames(container):
@@ -154,6 +166,17 @@ def _decode_with_pyav(path: Path, budget: FrameBudget) -> Decoded:
     with av.open(str(path)) as container:
         frames = _pick(_strict_frames(container), indices, budget)
     return Decoded(frames, f"pyav {av.__version__}", num_frames, fps, readable_share=share)
+
+
+def _announced_s(container: av.container.InputContainer) -> float:
+    """How long the video lasts by the file's own account: its sound may be longer."""
+    stream = container.streams.video[0]
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if written := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
+        hours, minutes, seconds = map(float, written.groups())
+        return hours * 3600 + minutes * 60 + seconds
+    return float((container.duration or 0) / av.time_base)
 
 
 def _strict_frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:

@@ -1,6 +1,7 @@
 """Decoding, and what becomes of damaged files: sound frames or a named refusal, never smeared ones."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -63,6 +64,35 @@ def test_av1_hevc_and_vp9_are_read_by_one_of_the_two(tmp_path, codec, suffix, pi
     assert decoded.decoder.startswith("pyav" if codec == "libsvtav1" else "decord")
     assert decoded.frames.shape == CLIP[:30].shape
     assert levels_apart(decoded.frames, CLIP) < 8
+
+
+def test_colours_of_full_range_as_phones_record_them_are_no_damage(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "phone.mp4", CLIP, pix_fmt="yuvj420p")
+    decoded = decode_video(path, ALL_FRAMES)
+    assert decoded.decoder.startswith("decord ")
+    assert levels_apart(decoded.frames, CLIP) < 5
+    monkeypatch.setattr("pipelines.video.decode.HARMLESS", "said by nobody")
+    by_pyav = decode_video(path, ALL_FRAMES)
+    assert by_pyav.decoder.startswith("pyav ")
+    np.testing.assert_array_equal(by_pyav.frames, decoded.frames)
+
+
+def test_sound_that_goes_on_after_the_pictures_is_no_damage(tmp_path):
+    clip = write_clip(tmp_path / "clip.mkv", CLIP, codec="libsvtav1", sound_s=8)
+    decoded = decode_video(clip, ALL_FRAMES)
+    assert decoded.decoder.startswith("pyav ")
+    assert (len(decoded.frames), decoded.readable_share) == (90, 1.0)
+
+
+def test_what_torch_says_as_it_is_loaded_is_no_damage(clip):
+    code = (
+        "import sys; from pathlib import Path; from pipelines.video import budget, decode; "
+        "print(decode.decode_video(Path(sys.argv[1]), budget.FrameBudget(frame_size=(56, 84))).decoder)"
+    )
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "true"}  # OpenMP's runtime then tells its settings on stderr
+    done = subprocess.run([sys.executable, "-c", code, clip], env=environment, capture_output=True, text=True)
+    assert "OMP_" in done.stderr
+    assert done.stdout.startswith("decord ")
 
 
 def test_both_decoders_give_the_same_frames(clip, monkeypatch):
