@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # Of each weight file the digest reads its header and this many pieces, spread evenly: 15 GB would take minutes.
 PIECES, PIECE_BYTES = 32, 64 * 1024
-PREPROCESSOR = "preprocessor_config.json"
+# How pixels are normalised; transformers 5 writes the second alone, with the first's content under "image_processor".
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 DESCRIPTIONS = (
     "config.json",
     "model.safetensors.index.json",
@@ -32,6 +33,7 @@ DESCRIPTIONS = (
     "vocab.json",
     "merges.txt",
     PREPROCESSOR,
+    PROCESSOR,
 )
 
 # Mean and standard deviation of pixels per RGB channel.
@@ -136,11 +138,14 @@ def sizes_of(config: Any) -> dict[str, Any]:
 
 
 def normalisation_of(path: str | Path, revision: str | None = None) -> Normalisation:
-    """What a checkpoint's vision tower was trained with: CLIP's, where its preprocessor config has nothing else."""
+    """What a checkpoint's vision tower was trained with: CLIP's, where its processor configs have nothing else."""
     from transformers.utils import cached_file
 
-    found = cached_file(str(path), PREPROCESSOR, revision=revision, _raise_exceptions_for_missing_entries=False)
-    values = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    def read(name: str) -> dict[str, Any]:
+        found = cached_file(str(path), name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+
+    values = read(PROCESSOR).get("image_processor") or read(PREPROCESSOR)  # in transformers' order
     return tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlavaProcessor, Qwen2VLImageProcessorPil
 
 from hope_core import get_variant
 from hope_core.modeling import load
@@ -63,6 +64,13 @@ def test_the_stock_tower_is_byte_for_byte_that_of_a_checkpoint_that_froze_it(
         assert weights.dtype == saved[name].dtype
         assert torch.equal(weights, saved[name])
     assert normalisation_of(tmp_path) == stock.normalisation == (tuple(HALF["image_mean"]), tuple(HALF["image_std"]))
+
+
+def test_the_statistics_of_a_processor_that_transformers_saved_are_read(tmp_path: Path) -> None:
+    pictures = Qwen2VLImageProcessorPil(**HALF)
+    LlavaProcessor(image_processor=pictures, tokenizer=chat_tokenizer()).save_pretrained(tmp_path)
+    assert not (tmp_path / PREPROCESSOR).exists()
+    assert normalisation_of(tmp_path) == (tuple(HALF["image_mean"]), tuple(HALF["image_std"]))
 
 
 def test_a_tower_reads_pixels_as_it_was_trained_to(
