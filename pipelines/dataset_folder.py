@@ -42,7 +42,13 @@ class FolderDataset:
         return Path(self.root or "").resolve()
 
     def record_files(self) -> list[str]:
-        """The matching files, sorted, as paths below the root; none where the folder is not there."""
+        """The matching files, sorted, as paths below the root; none where the folder is not there.
+
+        Raises ValueError for a pattern that is none below the root.
+        """
+        for pattern in self.files:
+            if not pattern or Path(pattern).is_absolute():
+                raise ValueError(f"dataset.files has {pattern!r}; give patterns below dataset.root, as in '*.json'")
         if self.root is None or not Path(self.root).is_dir():
             return []
         found = {path for pattern in self.files for path in Path(self.root).glob(pattern) if path.is_file()}
@@ -95,12 +101,13 @@ def check(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) ->
     if content(data) != config.identity.content:
         raise ValueError(f"{data.root} has changed since the study was planned; run it again")
     unusable: list[dict[str, Any]] = []
+    reasons: list[str] = []
     total = 0
     for name in data.record_files():
         found = _read(data.folder / name)
         unusable += [{"file": name, **asdict(entry)} for entry in found.quarantined]
+        reasons += [f"{name} {entry}" for entry in found.quarantined]
         total += len(found.records) + len(found.quarantined)
-    reasons = [f"{entry['file']} line {entry['line']} ({entry['id']}): {entry['reason']}" for entry in unusable]
     check_quarantine(data.root, reasons, total, data.quarantine_limit)
     lines = "".join(json.dumps(entry) + "\n" for entry in unusable)
     (out_dir / "quarantine.jsonl").write_text(lines, encoding="utf-8")
@@ -108,4 +115,4 @@ def check(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) ->
 
 
 def _read(path: Path) -> Dataset:
-    return read_dataset(path, media_root=path.parent, quarantine_limit=1.0)
+    return read_dataset(path, media_root=path.parent)

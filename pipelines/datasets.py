@@ -1,8 +1,9 @@
 """Readers of question records: LLaVA-Video-178K JSON, LLaMA-Factory's sharegpt (both forms), plain JSON lines."""
 
+import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class Quarantined:
     id: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"line {self.line} ({self.id}): {self.reason}"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -59,37 +63,54 @@ class BadRecord(Exception):
     """One record cannot be used; the message is the reason."""
 
 
-def read_dataset(path: Path, *, media_root: Path, quarantine_limit: float = 0.01) -> Dataset:
+def read_dataset(path: Path, *, media_root: Path) -> Dataset:
     """Read a .json array or a .jsonl file of records; media paths are relative to `media_root`.
 
     The form is seen record by record: "conversations" with from/value (LLaVA-Video, sharegpt A), "messages" with
-    role/content (sharegpt B), or "question" and "answer". Media are under image, images, video or videos. A record
-    whose placeholders do not match its media, or whose file is missing, is left out; more than the share
-    `quarantine_limit` of them is a ValueError. Where a file repeats an id, the later records get "#2", "#3" and so on.
+    role/content (sharegpt B), or "question" and "answer". Media are under image, images, video or videos, and a system
+    prompt is a turn or the record's own "system". A record whose placeholders do not match its media, or whose file is
+    missing, is left out. Where a file repeats an id, the later records get "#2", "#3" and so on. Raises ValueError for
+    a file that is no such list of records.
     """
     records: list[Record] = []
     quarantined: list[Quarantined] = []
-    seen: dict[str, int] = {}
-    is_file: dict[Path, bool] = {}
+    name = unique_names()
+    is_file = functools.cache(is_there)
     for line, raw in raw_records(path):
-        record_id = str(raw["id"]) if isinstance(raw, Mapping) and "id" in raw else f"line-{line}"
-        seen[record_id] = seen.get(record_id, 0) + 1
-        if seen[record_id] > 1:
-            record_id = f"{record_id}#{seen[record_id]}"
+        given = str(raw["id"]) if isinstance(raw, Mapping) and "id" in raw else f"line-{line}"
+        record_id = name(given.encode(errors="backslashreplace").decode())  # half characters can be in no file
         try:
             turns, media = _parse(raw, media_root)
             for item in media:
-                if item.path not in is_file:
-                    is_file[item.path] = item.path.is_file()
-                if not is_file[item.path]:
-                    raise BadRecord(f"no such {item.kind}: {item.path}")
+                if not is_file(item.path):
+                    raise BadRecord(f"no such {item.kind}: {str(item.path)[:200]}")
             records.append(Record(record_id, turns, media, line))
         except BadRecord as error:
             quarantined.append(Quarantined(line, record_id, str(error)))
-    check_quarantine(
-        path, [f"line {q.line} ({q.id}): {q.reason}" for q in quarantined], sum(seen.values()), quarantine_limit
-    )
     return Dataset(tuple(records), tuple(quarantined))
+
+
+def unique_names() -> Callable[[str], str]:
+    """A function that gives each name back, and one that it has given already as "NAME#2", "NAME#3" and so on."""
+    times: dict[str, int] = {}
+
+    def name(wanted: str) -> str:
+        given = wanted
+        while given in times:  # which "NAME#2" itself may be
+            times[wanted] += 1
+            given = f"{wanted}#{times[wanted]}"
+        times[given] = 1
+        return given
+
+    return name
+
+
+def is_there(path: Path) -> bool:
+    """Whether the path is a file that can be looked up; a name too long for a file system (a data: URI) is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def check_quarantine(source: object, reasons: Sequence[str], total: int, limit: float) -> None:
@@ -104,7 +125,7 @@ def check_quarantine(source: object, reasons: Sequence[str], total: int, limit: 
 def raw_records(path: Path) -> Iterator[tuple[int, Any]]:
     """Each record with the line that it starts on."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read records from {path}: {error}") from None
     return _json_lines(text) if path.suffix == ".jsonl" else _json_array(text, path)
@@ -117,6 +138,8 @@ def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 yield number, error
+            except RecursionError:
+                yield number, json.JSONDecodeError("brackets nested too deeply", line, 0)
 
 
 def _json_array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
@@ -138,6 +161,8 @@ def _json_array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError(
                 f"{path} line {error.lineno} is not JSON ({error.msg}); the file is damaged there"
             ) from None
+        except RecursionError:
+            raise ValueError(f"{path} line {line} nests its brackets too deeply; the file is damaged there") from None
         yield line, record
         line += text.count("\n", start, position)
 
@@ -156,6 +181,8 @@ def _parse(raw: Any, media_root: Path) -> tuple[tuple[Turn, ...], tuple[Media, .
 
 
 def _turns(raw: Mapping[str, Any], images: Sequence[Path], videos: Sequence[Path]) -> list[Turn]:
+    if raw.get("tools") not in (None, "", "[]", []):
+        raise BadRecord("'tools' are not written into prompts here; put them into the system turn")
     if "conversations" in raw:
         turns = [_turn(message, "from", "value") for message in _list(raw, "conversations")]
     elif "messages" in raw:
@@ -167,6 +194,11 @@ def _turns(raw: Mapping[str, Any], images: Sequence[Path], videos: Sequence[Path
         turns = [Turn("user", text), Turn("assistant", str(raw["answer"]))]
     else:
         raise BadRecord("none of conversations, messages, or question and answer is there")
+    if raw.get("system") and all(turn.role != "system" for turn in turns):
+        turns = [Turn("system", str(raw["system"])), *turns]
+    for turn in turns:
+        if cut := next((mark for mark in turn.text if "\ud800" <= mark <= "\udfff"), None):
+            raise BadRecord(f"half of a character, {cut!a}, in a text; it was cut there")
     spoken = [turn.role for turn in turns if turn.role != "system"]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise BadRecord(f"turns do not go user, assistant, user, ..., assistant: {', '.join(spoken) or 'none'}")

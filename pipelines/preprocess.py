@@ -198,14 +198,18 @@ class Entry:
 
 
 def _entries(source: MediaSource, root: Path, quarantine_limit: float) -> Iterator[Entry]:
+    reasons, total = [], 0
     for name in source.records:
         path = root / name
-        dataset = read_dataset(path, media_root=path.parent, quarantine_limit=quarantine_limit)
+        dataset = read_dataset(path, media_root=path.parent)
         for bad in dataset.quarantined:
             yield Entry(source.name, name, bad.line, bad.id, {}, bad.reason)
         for record in dataset.records:
             media = {media_id(source.name, root, item.path): item for item in record.media}
             yield Entry(source.name, name, record.line, record.id, media)
+        reasons += [f"{name} {bad}" for bad in dataset.quarantined]
+        total += len(dataset.records) + len(dataset.quarantined)
+    check_quarantine(root, reasons, total, quarantine_limit)
     for pattern in source.files:
         paths = sorted(root.glob(pattern))
         if not paths:

@@ -45,11 +45,16 @@ class Source:
     quarantine_limit: float
 
     def records(self) -> Iterator[Record]:
+        """Those that can be used. Raises ValueError after the last when more than quarantine_limit cannot."""
+        reasons, total = [], 0
         for name in self.files:
             path = self.root / name
-            dataset = read_dataset(path, media_root=path.parent, quarantine_limit=self.quarantine_limit)
+            dataset = read_dataset(path, media_root=path.parent)
             for record in dataset.records:  # an id is of one file only
                 yield record if len(self.files) == 1 else replace(record, id=f"{name}:{record.id}")
+            reasons += [f"{name} {bad}" for bad in dataset.quarantined]
+            total += len(dataset.records) + len(dataset.quarantined)
+        check_quarantine(self.root, reasons, total, self.quarantine_limit)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def make_rows(
     quarantined: list[Quarantined] = []
     pieces: dict[str, list[Piece]] = {}
     chat, system = tokenizer is not None and knows_turns(tokenizer), default_system(timestamps=timestamps)
-    for number, record in enumerate(source.records(), start=1):
+    lines: dict[str, int] = {}
+    for record in source.records():
         media = [
             Medium(item.kind, name, about.grid, temporal_patch_size / about.sample_fps)
             for item in record.media
@@ -89,10 +95,11 @@ def make_rows(
         ]
         if len(media) < len(record.media):
             continue
+        lines[record.id] = record.line
         try:
             pieces[record.id] = conversation(record.turns, media, chat=chat, system=system)
         except BadSample as error:
-            quarantined.append(Quarantined(number, record.id, str(error)))
+            quarantined.append(Quarantined(record.line, record.id, str(error)))
     texts = {piece.text for parts in pieces.values() for piece in parts if isinstance(piece, Text)}
     tokenizer = tokenizer or build_tokenizer(texts)
     layout = RowLayout(tokenizer, merge_size, timestamps)
@@ -100,14 +107,14 @@ def make_rows(
     ordered = sorted(texts)  # each text recurs often, and one call for all is many times faster
     ids = dict(zip(ordered, tokenizer(ordered, add_special_tokens=False).input_ids, strict=True)) if ordered else {}
     samples: dict[str, Sample] = {}
-    for number, (sample_id, parts) in enumerate(pieces.items(), start=1):
+    for sample_id, parts in pieces.items():
         try:
             samples[sample_id] = build_sample(
                 sample_id, parts, layout, encode=ids.__getitem__, cutoff_len=recipe.cutoff_len
             )
         except BadSample as error:
-            quarantined.append(Quarantined(number, sample_id, str(error)))
-    check_quarantine("rows", [f"{q.id}: {q.reason}" for q in quarantined], len(pieces), source.quarantine_limit)
+            quarantined.append(Quarantined(lines[sample_id], sample_id, str(error)))
+    check_quarantine("rows", [str(entry) for entry in quarantined], len(lines), source.quarantine_limit)
     trained, held_out = hold_out(samples, recipe.held_out)
     return Rows(trained, held_out, tuple(quarantined), tokenizer)
 

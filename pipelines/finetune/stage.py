@@ -64,7 +64,7 @@ def finetune_stage(
     alone = placement.num_workers == 1
     return Stage(
         name="finetune",
-        code_version=2,
+        code_version=3,
         run=run,
         config=StageConfig(
             FinetuneIdentity(variant, model.identity if isinstance(model, PretrainedModel) else model, recipe, seed),

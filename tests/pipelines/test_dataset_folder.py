@@ -9,10 +9,10 @@ from hope_core import get_variant
 from pipelines.dataset_folder import FolderDataset, content, folder_stages
 from pipelines.engine import Artifact, LocalRunner, Store
 from pipelines.finetune import FinetunePlacement, finetune_stage
-from pipelines.finetune.rows import Source
+from pipelines.finetune.rows import Rows, Source, make_rows
 from pipelines.preprocess import PreprocessPlacement
 from tests.pipelines import world
-from tests.pipelines.tiny_checkpoint import write_checkpoint
+from tests.pipelines.tiny_checkpoint import chat_tokenizer, write_checkpoint
 
 VIDEOS = 6
 
@@ -105,6 +105,50 @@ def test_a_folder_that_changed_after_planning_or_holds_too_much_rubbish_is_refus
     for stage, message in ((planned, "has changed since the study was planned"), (again, "3 of 8 are unusable")):
         ((_, failure),) = LocalRunner(Store(tmp_path / "store")).run([stage]).failed
         assert message in failure.error
+
+
+def test_the_share_that_may_be_unusable_is_of_all_files_and_not_of_each(folder: FolderDataset, tmp_path: Path) -> None:
+    root = Path(folder.root or "")
+    text = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    torn = {"conversations": text, "video": "absent.mp4"}
+    (root / "small").mkdir()
+    (root / "small" / "small_processed.json").write_text(json.dumps([{"conversations": text}, torn]))
+    placement = PreprocessPlacement(cache_dir=str(tmp_path / "cache"), num_workers=0, timeout_s=600)
+    _, frames = folder_stages(folder, world.BUDGET, placement)
+    done = world.run(tmp_path, [frames])
+    assert done["dataset"].result == {"records": 10, "quarantined": 1}
+    assert done["frames"].result["quarantined_records"] == 1
+    source = Source(folder.folder, tuple(folder.record_files()), folder.quarantine_limit)
+    assert len(list(source.records())) == 9
+    with pytest.raises(ValueError, match=r"1 of 10 are unusable, .*; first: small/small_processed\.json line 1 "):
+        list(dataclasses.replace(source, quarantine_limit=0.05).records())
+
+
+@pytest.mark.parametrize("pattern", ["", "/data/train.json"])
+def test_a_pattern_that_is_none_below_the_root_is_refused_in_one_line(folder: FolderDataset, pattern: str) -> None:
+    with pytest.raises(ValueError, match=rf"dataset\.files has '{pattern}'; give patterns below dataset\.root"):
+        dataclasses.replace(folder, files=("*.json", pattern)).record_files()
+
+
+def test_a_record_that_can_be_no_row_is_named_by_its_line_and_counts_among_all(tmp_path: Path) -> None:
+    good, mark = ({"question": "Why?", "answer": "So."}, {"question": "<|im_start|>?", "answer": "So."})
+    lines = ["", json.dumps(good), "", json.dumps(mark), json.dumps(good), json.dumps(good)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+
+    def rows(limit: float) -> Rows:
+        return make_rows(
+            Source(tmp_path, ("train.jsonl",), limit),
+            {},  # type: ignore[arg-type]
+            world.RECIPE,
+            tokenizer=chat_tokenizer(),
+            timestamps=False,
+            merge_size=2,
+            temporal_patch_size=2,
+        )
+
+    assert [(bad.line, bad.id) for bad in rows(0.25).quarantined] == [(4, "line-4")]
+    with pytest.raises(ValueError, match=r"1 of 4 are unusable, over the limit of 20\.00%; first: line 4 \(line-4\): "):
+        rows(0.2)
 
 
 def test_a_folder_that_is_not_there_can_be_planned_with() -> None:

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from pipelines.datasets import Media, Turn, read_dataset
+from pipelines.datasets import Media, Turn, check_quarantine, read_dataset
 
 LLAVA_VIDEO = {
     "id": "RW587",
@@ -40,11 +40,11 @@ def root(tmp_path):
 
 @pytest.fixture
 def read(root):
-    def read(*records, name="train.json", **options):
+    def read(*records, name="train.json"):
         lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
         text = "\n".join(lines) if name.endswith("l") else "[\n" + ",\n".join(lines) + "\n]\n"
         (root / name).write_text(text)
-        return read_dataset(root / name, media_root=root, **options)
+        return read_dataset(root / name, media_root=root)
 
     return read
 
@@ -102,6 +102,29 @@ def test_repeated_ids_are_told_apart_and_missing_ones_are_named_by_line(read):
     assert [record.id for record in dataset.records] == ["RW587", "RW587#2", "line-4"]
 
 
+def test_an_id_that_looks_like_a_repeated_one_names_no_other_record(read):
+    ids = ["a", "a", "a#2", "a", "a#2"]
+    found = [record.id for record in read(*[LLAVA_VIDEO | {"id": name} for name in ids]).records]
+    assert found == ["a", "a#2", "a#2#2", "a#3", "a#2#3"]
+
+
+def test_a_records_own_system_prompt_comes_first_unless_a_turn_gives_one(read):
+    given = {"system": "You are a pirate."}
+    first, second, third = read(SHAREGPT_A | given, SHAREGPT_B | given, SHAREGPT_A | {"system": ""}).records
+    assert first.turns[0] == Turn("system", "You are a pirate.")
+    assert [turn.role for turn in first.turns] == ["system", "user", "assistant"]
+    assert [turn.text for turn in second.turns if turn.role == "system"] == ["Be brief."]
+    assert [turn.role for turn in third.turns] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_a_byte_order_mark_in_front_costs_no_record(read, root, name):
+    read(SHAREGPT_A, SHAREGPT_B, name=name)
+    (root / name).write_bytes(b"\xef\xbb\xbf" + (root / name).read_bytes())
+    dataset = read_dataset(root / name, media_root=root)
+    assert (len(dataset.records), dataset.quarantined) == (2, ())
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -119,10 +142,13 @@ def test_repeated_ids_are_told_apart_and_missing_ones_are_named_by_line(read):
             {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "<image>"}]},
             "a placeholder stands in an answer",
         ),
+        ({"video": "data:video/mp4;base64," + "A" * 9000}, "no such video: .*data:video/mp4;base64,A{50,200}$"),
+        (SHAREGPT_A | {"video": None, "system": "Look \ud83d"}, r"half of a character, '\\ud83d', in a text"),
+        ({"tools": '[{"name": "search"}]'}, "'tools' are not written into prompts here"),
     ],
 )
 def test_an_unusable_record_is_left_out_with_its_line_and_reason(read, change, reason):
-    dataset = read(SHAREGPT_A, LLAVA_VIDEO | change, SHAREGPT_B, quarantine_limit=0.5)
+    dataset = read(SHAREGPT_A, LLAVA_VIDEO | change, SHAREGPT_B)
     assert len(dataset.records) == 2
     (bad,) = dataset.quarantined
     assert bad.line == 3
@@ -130,9 +156,9 @@ def test_an_unusable_record_is_left_out_with_its_line_and_reason(read, change, r
     assert re.search(reason.replace("[7]", r"\[7\]"), bad.reason)
 
 
-@pytest.mark.parametrize("record", ["{broken", "[1]", '"text"', '{"unknown": 1}'])
+@pytest.mark.parametrize("record", ["{broken", "[1]", '"text"', '{"unknown": 1}', "[" * 100_000])
 def test_a_line_that_is_no_record_is_left_out(read, record):
-    dataset = read(SHAREGPT_A, record, SHAREGPT_B, name="train.jsonl", quarantine_limit=0.5)
+    dataset = read(SHAREGPT_A, record, SHAREGPT_B, name="train.jsonl")
     assert len(dataset.records) == 2
     assert dataset.quarantined[0].line == 2
 
@@ -140,17 +166,16 @@ def test_a_line_that_is_no_record_is_left_out(read, record):
 def test_lines_are_counted_through_records_that_span_several(root):
     text = json.dumps([SHAREGPT_A, LLAVA_VIDEO | {"video": "absent.mp4"}, SHAREGPT_B], indent=2)
     (root / "train.json").write_text(text)
-    (bad,) = read_dataset(root / "train.json", media_root=root, quarantine_limit=1).quarantined
+    (bad,) = read_dataset(root / "train.json", media_root=root).quarantined
     lines = text.split("\n")
     assert lines[bad.line - 1].strip() == "{"
     assert "RW587" in lines[bad.line]
 
 
-def test_more_than_the_limit_stops_with_one_line_that_names_the_first(read):
-    bad = LLAVA_VIDEO | {"video": "absent.mp4"}
-    read(*[LLAVA_VIDEO] * 99, bad)
-    with pytest.raises(ValueError, match=r"2 of 100 are unusable, over the limit of 1.00%; first: line 100 ") as caught:
-        read(*[LLAVA_VIDEO] * 98, bad, bad)
+def test_more_than_the_limit_stops_with_one_line_that_names_the_first():
+    check_quarantine("train.json", ["line 9 (a): no such video"], 100, 0.01)
+    with pytest.raises(ValueError, match=r"2 of 100 are unusable, over the limit of 1.00%; first: line 9 ") as caught:
+        check_quarantine("train.json", ["line 9 (a): no such video", "line 10 (b): no such video"], 100, 0.01)
     assert "\n" not in str(caught.value)
 
 
@@ -161,6 +186,7 @@ def test_more_than_the_limit_stops_with_one_line_that_names_the_first(read):
         ('[{"a": 1},\n{"a": ]', "line 2 is not JSON"),
         ("[", "line 1 is not JSON"),
         ("", "is not a JSON array"),
+        ("[\n" + "[" * 100_000, "line 2 nests its brackets too deeply"),
     ],
 )
 def test_a_damaged_array_is_refused_with_its_line(root, text, message):
