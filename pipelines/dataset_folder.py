@@ -23,7 +23,7 @@ class FolderDataset:
     """Record files below `root` that match the globs `files`.
 
     Media paths are absolute, or relative to their record file's folder.
-    `num_samples` is what a plan reckons with before the folder is there. The frame budget is of one video.
+    `num_samples` is what a plan reckons with. The frame budget is of one video.
     """
 
     kind: Literal["folder"]

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from pipelines.datasets import Media, Turn, check_quarantine, read_dataset
+from tests.pages import ROOT, blocks
 
 LLAVA_VIDEO = {
     "id": "RW587",
@@ -65,6 +66,22 @@ def test_both_sharegpt_forms_are_read_from_one_file(read, root):
     first, second = read(SHAREGPT_A, SHAREGPT_B).records
     assert first.turns == (Turn("user", "<video>Why?"), Turn("assistant", "So."))
     assert [turn.role for turn in second.turns] == ["system", "user", "assistant"]
+
+
+def test_the_records_of_the_page_on_own_data_are_all_read(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for name in ("clips/a.mp4", "b.png"):
+        (tmp_path / name).touch()
+    (text,) = blocks(ROOT / "docs/train-on-your-data.md", "json")
+    (tmp_path / "own.jsonl").write_text(text)
+    dataset = read_dataset(tmp_path / "own.jsonl", media_root=tmp_path)
+    assert dataset.quarantined == ()
+    assert [[turn.role for turn in record.turns] for record in dataset.records] == [
+        ["user", "assistant"],
+        ["system", "user", "assistant"],
+        ["user", "assistant"],
+    ]
+    assert [item.kind for record in dataset.records for item in record.media] == ["video", "video", "image", "video"]
 
 
 def test_media_come_in_the_order_of_their_placeholders(read, root):
