@@ -64,7 +64,7 @@ def questions_stage(benchmark: ChoiceBenchmark, content: str) -> Stage:
     """`content`: the digest of `survey` at planning; the folder itself is placement."""
     return Stage(
         name="questions",
-        code_version=1,
+        code_version=2,
         run=write_questions,
         config=StageConfig(QuestionsIdentity(benchmark.identity, content), str(Path(benchmark.root).resolve())),
         label=f"questions of {benchmark.name}",

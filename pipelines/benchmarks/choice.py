@@ -17,6 +17,7 @@ from pipelines.video.budget import FrameBudget
 class Fields:
     """Where a record holds what. `options`: a list, or one field per option, or null: lines of the question.
 
+    An option that is null or "N/A" is not asked; letters and indices (from 0) of answers count it all the same.
     `kind`: what results are broken down by, and macro means go over; `groups`: further breakdowns.
     """
 

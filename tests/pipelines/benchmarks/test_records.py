@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipelines.benchmarks.choice import ChoiceBenchmark
-from pipelines.benchmarks.records import TEST, VALIDATION, from_lines, survey, to_lines
+from pipelines.benchmarks.records import TEST, VALIDATION, ChoiceQuestion, from_lines, survey, to_lines
 from pipelines.benchmarks.source import ABSENT
 from tests.pipelines.benchmarks.miniatures import MINIATURES, settings, write_faults
 
@@ -149,6 +149,77 @@ def test_a_record_that_is_no_question_is_kept_with_its_cause(tmp_path: Path) -> 
     ]
     assert len({question.id for question in found}) == len(found)
     assert found[9].prompt.startswith("With {braces} and {letter}?\n(A) x\n(B) y\n")
+
+
+def asked_once(root: Path, record: dict[str, Any], **changes: Any) -> ChoiceQuestion:
+    """The question of one record with a video, a question and options."""
+    (root / "q.jsonl").write_text(json.dumps({"video": "v.mp4", "question": "Which?", **record}), encoding="utf-8")
+    (question,) = survey(benchmark("mlvu", root, file="q.jsonl", keep=None, **changes)).questions
+    return question
+
+
+def answered_by(answer_is: str, options: Any = "candidates") -> dict[str, Any]:
+    return {"fields": {"question": "question", "options": options, "answer": "answer", "answer_is": answer_is}}
+
+
+GAP = ["G", "N/A", "PG", "R"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer_is", "answer"),
+    [
+        (GAP, "index", 2),
+        (GAP, "letter", "C"),
+        (GAP, "text", "PG"),
+        ([None, "G", None, "PG", "R"], "index", 3),
+        ([None, "G", None, "PG", "R"], "letter", "(d)"),
+        (["A. G", "N/A", "C. PG", "D. R"], "letter", "C"),
+        (["A. G", "N/A", "C. PG", "D. R"], "index", 2),
+        (["A. G", "N/A", "B. PG", "C. R"], "letter", "B"),
+        (["A. G", "N/A", "B. PG", "C. R"], "index", 2),
+        (["G", "PG", *["N/A"] * 9, "R"], "letter", "B"),
+    ],
+)
+def test_an_answer_counts_the_options_that_are_left_out(
+    tmp_path: Path, options: list[Any], answer_is: str, answer: Any
+) -> None:
+    question = asked_once(tmp_path, {"candidates": options, "answer": answer}, **answered_by(answer_is))
+    assert (question.error, question.options, question.answer) == (None, ("G", "PG", "R"), "B")
+    assert "(A) G\n(B) PG\n(C) R\n" in question.prompt
+
+
+def test_options_in_fields_of_their_own_keep_their_letters_where_one_is_missing(tmp_path: Path) -> None:
+    record = {"a": "G", "b": None, "d": "PG", "e": "R", "answer": "D"}
+    question = asked_once(tmp_path, record, **answered_by("letter", ["a", "b", "c", "d", "e"]))
+    assert (question.error, question.options, question.answer) == (None, ("G", "PG", "R"), "B")
+
+
+def test_an_option_inside_the_question_stays_whatever_it_says(tmp_path: Path) -> None:
+    record = {"question": "Which?\n(A) G\n(B) N/A\n(C) PG", "answer": "C"}
+    question = asked_once(tmp_path, record, **answered_by("letter", None))
+    assert (question.error, question.options, question.answer) == (None, ("G", "N/A", "PG"), "C")
+
+
+@pytest.mark.parametrize(("answer_is", "answer"), [("index", 1), ("letter", "B"), ("text", "N/A")])
+def test_an_answer_that_is_left_out_of_the_options_is_an_error(tmp_path: Path, answer_is: str, answer: Any) -> None:
+    question = asked_once(tmp_path, {"candidates": GAP, "answer": answer}, **answered_by(answer_is))
+    assert question.error == f"BadAnswer: answer is {answer!r}, an option that is null or N/A"
+
+
+@pytest.mark.parametrize(
+    ("answer_is", "answer"),
+    [("index", 4), ("index", -1), ("letter", "E"), ("letter", ""), ("text", "X"), ("text", None)],
+)
+def test_an_answer_that_names_no_option_is_an_error(tmp_path: Path, answer_is: str, answer: Any) -> None:
+    record = {"candidates": ["G", "None", "PG", "R"], "answer": answer}
+    question = asked_once(tmp_path, record, **answered_by(answer_is))
+    assert question.error == f"BadAnswer: answer is {answer!r}, which is no {answer_is} of 4 options"
+
+
+def test_more_options_than_letters_are_refused_with_their_marks_too(tmp_path: Path) -> None:
+    options = [f"{letter}. {letter.lower()}" for letter in "ABCDEFGHIJKL"]
+    question = asked_once(tmp_path, {"candidates": options, "answer": "A"}, **answered_by("letter"))
+    assert question.error == "TooManyOptions: the record has 12 options; at most 10 are read"
 
 
 def test_questions_of_one_id_are_told_apart(folders: dict[str, Path], tmp_path: Path) -> None:
