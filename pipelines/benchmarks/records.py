@@ -206,7 +206,8 @@ def _names(value: Any, answer_is: str, option: Option) -> bool:
         return str(value).strip().strip("().").upper() == option.letter != ""
     if answer_is == "index":
         return isinstance(value, int) and value == option.index
-    return str(value).strip() == ("N/A" if option.text is None else option.text.strip())
+    text, wanted = str(value).strip(), "N/A" if option.text is None else option.text.strip()
+    return wanted in (text, _unmarked(text, option.letter))
 
 
 def _validation_videos(

@@ -194,6 +194,28 @@ def test_options_in_fields_of_their_own_keep_their_letters_where_one_is_missing(
     assert (question.error, question.options, question.answer) == (None, ("G", "PG", "R"), "B")
 
 
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["A. car", "B. boat"], "B. boat"),
+        (["A. car", "B. boat"], "(B) boat "),
+        (["A. car", "B. boat"], "boat"),
+        (["car", "boat"], "B. boat"),
+        (["A. boat", "B. boat"], "B. boat"),
+        (["A. Smith", "C. Jones"], "C. Jones"),
+    ],
+)
+def test_an_answer_by_text_may_carry_its_letter(tmp_path: Path, options: list[str], answer: str) -> None:
+    question = asked_once(tmp_path, {"candidates": options, "answer": answer}, **answered_by("text"))
+    assert (question.error, question.answer) == (None, "B")
+
+
+def test_an_answer_whose_letter_and_text_disagree_is_an_error(tmp_path: Path) -> None:
+    record = {"candidates": ["A. car", "B. boat"], "answer": "A. boat"}
+    question = asked_once(tmp_path, record, **answered_by("text"))
+    assert question.error == "BadAnswer: answer is 'A. boat', which is no text of 2 options"
+
+
 def test_an_option_inside_the_question_stays_whatever_it_says(tmp_path: Path) -> None:
     record = {"question": "Which?\n(A) G\n(B) N/A\n(C) PG", "answer": "C"}
     question = asked_once(tmp_path, record, **answered_by("letter", None))
