@@ -94,7 +94,8 @@ class ChoiceBenchmark:
 
     root, file: the folder, and the annotation files in it (a glob; .json, .jsonl or .parquet). media: a video's path
     below the root. media, option and prompt hold {FIELD}s of the record; media has {file} too, the annotation's name
-    without suffix, option has {letter} and {text}, and prompt has {question} and {options}, the options' lines.
+    without suffix, option has {letter} and {text}, and prompt has {question} and {options}, the options' lines. A
+    record that lacks one is an error; braces around quotes, colons or commas that are no field's name are text.
     keep, drop: by field, a regular expression that must be, or may not be, found in its value.
     scoring "ours" counts what `scoring.parse_answer` reads, and means over questions; "published" as `published` says.
     """

@@ -19,6 +19,8 @@ from pipelines.datasets import BadRecord
 
 VALIDATION, TEST = "validation", "test"
 INLINE_OPTION = re.compile(r"^\s*\(?([A-J])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
+# Braces of a template that are text, such as {"answer": "A"}, unless a field is called so.
+NO_NAME = re.compile(r"[\"':,]|^\W+$")
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,17 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     """The template with each {name} replaced; braces in the values stay. Raises BadRecord for a name not there."""
 
     def value(found: "re.Match[str]") -> str:
-        if values.get(found[1]) is None:
-            raise BadRecord(f"MissingField: the record has no {found[1]!r}")
-        return str(values[found[1]])
+        if found[1] not in values and NO_NAME.search(found[1]):
+            return found[0]
+        return _value(values, found[1])
 
-    return re.sub(r"\{(\w+)\}", value, template)
+    return re.sub(r"\{([^{}\n]+)\}", value, template)
+
+
+def _value(values: Mapping[str, Any], name: str) -> str:
+    if values.get(name) is None:
+        raise BadRecord(f"MissingField: the record has no {name!r}")
+    return str(values[name])
 
 
 def _kept(benchmark: ChoiceBenchmark, raw: Mapping[str, Any]) -> bool:
@@ -133,7 +141,7 @@ def _question(benchmark: ChoiceBenchmark, raw: Any, file: str, place: str) -> Ch
         return replace(blank, error=f"BadRecord: {cause}")
     try:
         blank = replace(blank, video=_media(fill(benchmark.media, {**record, "file": file})))
-        asked = fill(f"{{{wanted.question}}}", record)
+        asked = _value(record, wanted.question)
         given = _options(wanted.options, record, asked)
         options = tuple(option.text for option in given if option.text is not None)
         if len(options) < 2:
@@ -141,7 +149,7 @@ def _question(benchmark: ChoiceBenchmark, raw: Any, file: str, place: str) -> Ch
         if len(options) > len(LETTERS):
             raise BadRecord(f"TooManyOptions: the record has {len(options)} options; at most {len(LETTERS)} are read")
         lines = [
-            fill(benchmark.option, {"letter": letter, "text": option})
+            fill(benchmark.option, {**record, "letter": letter, "text": option})
             for letter, option in zip(LETTERS, options, strict=False)
         ]
         prompt = fill(benchmark.prompt, {**record, "question": asked, "options": "\n".join(lines)})

@@ -158,6 +158,49 @@ def asked_once(root: Path, record: dict[str, Any], **changes: Any) -> ChoiceQues
     return question
 
 
+@pytest.mark.parametrize("name", ["question text", "question-text", "meta.question", "Q/A (en)", "wer?", "问题"])
+def test_a_field_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    record = {
+        name: "With {braces} and {my hint}?",
+        "my hint": "{question}",
+        "candidates": ["{x y}", "y"],
+        "answer": "y",
+    }
+    changes = answered_by("text")
+    changes["fields"]["question"] = name
+    question = asked_once(tmp_path, record, **changes, prompt=f"{{question}}{{{name}}}{{my hint}}\n{{options}}")
+    assert question.error is None
+    asked = "With {braces} and {my hint}?"
+    assert question.prompt == f"{asked}{asked}{{question}}\n(A) {{x y}}\n(B) y"
+
+
+@pytest.mark.parametrize("name", ["hint", "my hint", "my-hint", "meta.hint", "Q/A (en)"])
+@pytest.mark.parametrize("template", ["media", "option", "prompt"])
+def test_a_field_that_the_record_lacks_is_an_error_in_every_template(tmp_path: Path, template: str, name: str) -> None:
+    usual = {"media": "{video}", "option": "({letter}) {text}", "prompt": "{question}\n{options}"}
+    record = {"candidates": ["x", "y"], "answer": "y"}
+    filled = {template: f"{usual[template]}{{{name}}}"}
+    question = asked_once(tmp_path, {**record, name: "z"}, **answered_by("text"), **filled)
+    assert (question.error, (question.video + question.prompt).count("z") > 0) == (None, True)
+    for lacking in ({}, {name: None}):
+        question = asked_once(tmp_path, {**record, **lacking}, **answered_by("text"), **filled)
+        assert question.error == f"MissingField: the record has no {name!r}"
+
+
+def test_a_question_field_that_the_record_lacks_is_an_error(tmp_path: Path) -> None:
+    changes = answered_by("text")
+    changes["fields"]["question"] = "question text"
+    question = asked_once(tmp_path, {"candidates": ["x", "y"], "answer": "y"}, **changes)
+    assert question.error == "MissingField: the record has no 'question text'"
+
+
+def test_braces_of_a_template_that_hold_no_name_are_text(tmp_path: Path) -> None:
+    record = {"candidates": ["x", "y"], "answer": "y"}
+    told = 'Say {"answer": "A"}, \\boxed{} or {A, B}.'
+    question = asked_once(tmp_path, record, **answered_by("text"), prompt="{question}\n{options}\n" + told)
+    assert (question.error, question.prompt) == (None, f"Which?\n(A) x\n(B) y\n{told}")
+
+
 def answered_by(answer_is: str, options: Any = "candidates") -> dict[str, Any]:
     return {"fields": {"question": "question", "options": options, "answer": "answer", "answer_is": answer_is}}
 
