@@ -7,6 +7,7 @@ prompts of MLVU, LongVideoBench and Video-MME are those that lmms-eval and the p
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import ClassVar, Literal
 
 from pipelines.benchmarks.scoring import PublishedRule
@@ -124,6 +125,10 @@ class ChoiceBenchmark:
         place = f"benchmarks.{self.name}"
         if "{options}" not in self.prompt and self.fields.options is not None:
             raise ValueError(f"{place}.prompt does not show the options; put {{options}} into it")
+        if PurePath(self.file).is_absolute():
+            raise ValueError(
+                f"{place}.file is {self.file!r}; give a path or glob below {place}.root, and set that to its folder"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"{place}.max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
         if not self.contexts_tokens or min(self.contexts_tokens) < 1:

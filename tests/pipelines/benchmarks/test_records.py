@@ -317,6 +317,7 @@ def test_a_damaged_parquet_file_is_refused_in_one_line(tmp_path: Path) -> None:
     [
         ({"prompt": "{question}"}, "does not show the options"),
         ({"contexts_tokens": []}, "contexts_tokens is"),
+        ({"file": "/zoo/q.jsonl"}, r"mlvu\.file is '/zoo/q\.jsonl'; give a path or glob below benchmarks\.mlvu\.root"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"drop": {"question": "("}}, "is no pattern"),
         ({"splits": {"validation_share": 1.0}}, "validation_share is 1.0"),
