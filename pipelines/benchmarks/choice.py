@@ -142,7 +142,7 @@ class ChoiceBenchmark:
     @property
     def scorer(self) -> str:
         """Names the rule that the accuracies follow."""
-        return "choice@1" if self.scoring == "ours" else f"published:{self.published.rule},{self.published.mean}@1"
+        return "choice@2" if self.scoring == "ours" else f"published:{self.published.rule},{self.published.mean}@1"
 
     @property
     def identity(self) -> "ChoiceBenchmark":

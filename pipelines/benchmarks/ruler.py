@@ -56,7 +56,7 @@ class RulerBenchmark(FolderBenchmark):
 
     @property
     def scorer(self) -> str:
-        return "choice@1" if self.task == STACK else "exact_match@1"
+        return "choice@2" if self.task == STACK else "exact_match@1"
 
     @property
     def question_kinds(self) -> tuple[str, ...]:
