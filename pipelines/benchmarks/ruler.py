@@ -64,7 +64,11 @@ class RulerBenchmark(FolderBenchmark):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        return (self.films,) if self.task == STACK else (self.films, self.pictures)
+        return (self.films,) if self.task == STACK else super().folders
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (f"{self.films}/**/*",) if self.task == STACK else super().patterns
 
 
 def read_records(benchmark: RulerBenchmark) -> tuple[FolderRecord, ...]:
