@@ -126,7 +126,7 @@ def read_json_records(path: Path) -> list[Mapping[str, Any]]:
     """The objects of a JSON array. Raises ValueError in one line."""
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"cannot read records from {path}: {error}") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, Mapping) for record in records):
         raise ValueError(f"{path} is no JSON array of records; give a list of objects")

@@ -89,6 +89,7 @@ def test_a_film_shorter_than_a_context_is_refused_with_the_remedy(tmp_path: Path
         ('[{"path": "a.png", "prompt": "?"}]', "'answer' must be a text; the record has path, prompt"),
         ('[{"path": "a.png", "prompt": "?", "answer": "A"}]', "no interrupt_path"),
         ("[", "cannot read records"),
+        ("[" * 100_000, r"cannot read records from .*dataset\.json: maximum recursion depth"),
     ],
 )
 def test_records_of_another_form_are_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
