@@ -71,8 +71,8 @@ def needle_folders(config: Config, placement: PreprocessPlacement) -> dict[str, 
         needed = [benchmark.records, *benchmark.folders]
         absent = [part for part in needed if not (root / part).exists()]
         missing = f"benchmarks.{name}.root {root} has no {', '.join(absent)}; put the folder there or set root"
-        content = ABSENT if absent else media_digest(root, benchmark.folders)
-        frames = folder_frames_stage(benchmark.name, root, benchmark.folders, content, budget, placement)
+        content = ABSENT if absent else media_digest(root, benchmark.patterns)
+        frames = folder_frames_stage(benchmark.name, root, benchmark.patterns, content, budget, placement)
         asked = read_folder(benchmark, absent=bool(absent))
         found[name] = NeedleFolder(asked, content, frames, budget, missing if absent else None)
     return found

@@ -73,7 +73,7 @@ def search_stage(
     """`inputs`: what the benchmark's evaluation of the trial rests on."""
     return Stage(
         name="scale_search",
-        code_version=3,
+        code_version=4,
         run=run,
         config=StageConfig(identity, placement),
         inputs=inputs,

@@ -78,7 +78,7 @@ def evaluate_stage(
     at = "searched scale" if chosen_scale is not None else "no scale" if scale is None else f"scale {scale:g}"
     return Stage(
         name="evaluate",
-        code_version=3,
+        code_version=4,
         run=run,
         config=StageConfig(EvaluateIdentity(asked, tuple(contexts), scale), placement),
         inputs=inputs,

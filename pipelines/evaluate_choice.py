@@ -64,7 +64,7 @@ def questions_stage(benchmark: ChoiceBenchmark, content: str) -> Stage:
     """`content`: the digest of `survey` at planning; the folder itself is placement."""
     return Stage(
         name="questions",
-        code_version=1,
+        code_version=2,
         run=write_questions,
         config=StageConfig(QuestionsIdentity(benchmark.identity, content), str(Path(benchmark.root).resolve())),
         label=f"questions of {benchmark.name}",
@@ -101,7 +101,7 @@ def evaluate_choice_stage(
     at = "searched scale" if chosen_scale is not None else "no scale" if scale is None else f"scale {scale:g}"
     return Stage(
         name="evaluate_choice",
-        code_version=2,
+        code_version=3,
         run=run,
         config=StageConfig(EvaluateChoiceIdentity(benchmark.identity, scale), placement),
         inputs=dict(inputs) if chosen_scale is None else {**inputs, "scale": chosen_scale},

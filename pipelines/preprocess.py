@@ -211,13 +211,21 @@ def _entries(source: MediaSource, root: Path, quarantine_limit: float) -> Iterat
         total += len(dataset.records) + len(dataset.quarantined)
     check_quarantine(root, reasons, total, quarantine_limit)
     for pattern in source.files:
-        paths = sorted(root.glob(pattern))
+        paths = matching_files(root, pattern)
         if not paths:
             raise ValueError(f"no file matches {pattern!r} in the media source {source.name!r} ({root})")
         for path in paths:
             item = Media("image" if path.suffix.lower() in PICTURE_SUFFIXES else "video", path)
             key = media_id(source.name, root, path)
             yield Entry(source.name, pattern, None, key, {key: item})
+
+
+def matching_files(root: Path, pattern: str) -> list[Path]:
+    """The paths below `root` that a glob pattern names, sorted; neither folders nor what a file manager leaves there.
+
+    A link that leads nowhere is a file that cannot be read, and is given: what is missing is to be seen.
+    """
+    return sorted(path for path in root.glob(pattern) if not path.name.startswith(".") and not path.is_dir())
 
 
 def _left_out(entry: Entry, quarantined: Mapping[str, str]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ prompts of MLVU, LongVideoBench and Video-MME are those that lmms-eval and the p
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import ClassVar, Literal
 
 from pipelines.benchmarks.scoring import PublishedRule
@@ -17,6 +18,7 @@ from pipelines.video.budget import FrameBudget
 class Fields:
     """Where a record holds what. `options`: a list, or one field per option, or null: lines of the question.
 
+    An option that is null or "N/A" is not asked; letters and indices (from 0) of answers count it all the same.
     `kind`: what results are broken down by, and macro means go over; `groups`: further breakdowns.
     """
 
@@ -93,7 +95,8 @@ class ChoiceBenchmark:
 
     root, file: the folder, and the annotation files in it (a glob; .json, .jsonl or .parquet). media: a video's path
     below the root. media, option and prompt hold {FIELD}s of the record; media has {file} too, the annotation's name
-    without suffix, option has {letter} and {text}, and prompt has {question} and {options}, the options' lines.
+    without suffix, option has {letter} and {text}, and prompt has {question} and {options}, the options' lines. A
+    record that lacks one is an error; braces around quotes, colons or commas that are no field's name are text.
     keep, drop: by field, a regular expression that must be, or may not be, found in its value.
     scoring "ours" counts what `scoring.parse_answer` reads, and means over questions; "published" as `published` says.
     """
@@ -122,6 +125,10 @@ class ChoiceBenchmark:
         place = f"benchmarks.{self.name}"
         if "{options}" not in self.prompt and self.fields.options is not None:
             raise ValueError(f"{place}.prompt does not show the options; put {{options}} into it")
+        if PurePath(self.file).is_absolute():
+            raise ValueError(
+                f"{place}.file is {self.file!r}; give a path or glob below {place}.root, and set that to its folder"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"{place}.max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
         if not self.contexts_tokens or min(self.contexts_tokens) < 1:
@@ -135,7 +142,7 @@ class ChoiceBenchmark:
     @property
     def scorer(self) -> str:
         """Names the rule that the accuracies follow."""
-        return "choice@1" if self.scoring == "ours" else f"published:{self.published.rule},{self.published.mean}@1"
+        return "choice@2" if self.scoring == "ours" else f"published:{self.published.rule},{self.published.mean}@1"
 
     @property
     def identity(self) -> "ChoiceBenchmark":

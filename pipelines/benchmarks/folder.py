@@ -6,14 +6,14 @@ The folder's path is placement. Its content is the identity: the records as read
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from pipelines.benchmarks.source import digest
 from pipelines.benchmarks.videos import NeedleVideo, Question
 from pipelines.data_stages import frames_stage
 from pipelines.engine import Stage
-from pipelines.preprocess import MediaSource, PreprocessPlacement
+from pipelines.preprocess import MediaSource, PreprocessPlacement, matching_files
 from pipelines.video.budget import FrameBudget
 
 # The source name of every such folder: two benchmarks on the same films share their frames and features.
@@ -34,7 +34,8 @@ class FolderBudget:
 class FolderBenchmark:
     """A grid of lengths and depths over the films of a folder; part of every result's identity but for `root`.
 
-    `records` is a JSON file in `root`; `films` and `pictures` are folders in it. Lengths are in cells.
+    `records` is a JSON file in `root`; `films` and `pictures` are folders in it. Every file in `films` is a film; what
+    records name may lie in sub-folders. Names that start with a dot are nothing. Lengths are in cells.
     """
 
     kind: str
@@ -59,6 +60,9 @@ class FolderBenchmark:
             raise ValueError(f"{place}.contexts is {list(self.contexts)}; give lengths of 1 cell or more")
         if not self.depths or any(not 0 <= depth <= 1 for depth in self.depths):
             raise ValueError(f"{place}.depths is {list(self.depths)}; give numbers from 0 to 1")
+        for name in ("films", "pictures"):
+            if PurePath(getattr(self, name)).is_absolute():
+                raise ValueError(f"{place}.{name} is {getattr(self, name)!r}; give a folder in {place}.root")
         if self.num_validation_films < 0:
             raise ValueError(f"{place}.num_validation_films is {self.num_validation_films}; it must be 0 or more")
 
@@ -70,6 +74,11 @@ class FolderBenchmark:
     def folders(self) -> tuple[str, ...]:
         """The folders whose files are shown."""
         return (self.films, self.pictures)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Globs of the files that are shown."""
+        return (f"{self.films}/*", f"{self.pictures}/**/*")
 
 
 @dataclass(frozen=True)
@@ -89,27 +98,27 @@ def media_id(folder: str, path: str) -> str:
     return f"{SOURCE}/{folder}/{path}"
 
 
-def media_digest(root: Path, folders: Sequence[str]) -> str:
-    """The digest of the files in these folders. Raises ValueError for one that is empty."""
+def media_digest(root: Path, patterns: Sequence[str]) -> str:
+    """The digest of the files that these globs name. Raises ValueError for one that names none."""
     media: list[str] = []
-    for folder in folders:
-        files = [path for path in (root / folder).glob("*") if path.is_file()]
+    for pattern in patterns:
+        files = matching_files(root, pattern)
         if not files:
             raise ValueError(
-                f"no files in {root / folder}; set the benchmark's root to the folder that holds {folder}/"
+                f"no file matches {pattern} in {root}; set the benchmark's root to the folder that holds them"
             )
         media += [path.relative_to(root).as_posix() for path in files]
     return digest(root, (), media)
 
 
 def folder_frames_stage(
-    name: str, root: Path, folders: Sequence[str], content: str, budget: FrameBudget, placement: PreprocessPlacement
+    name: str, root: Path, patterns: Sequence[str], content: str, budget: FrameBudget, placement: PreprocessPlacement
 ) -> Stage:
-    """Decode the films and pictures in these folders of `root`; what cannot be decoded stops nothing.
+    """Decode the films and pictures that these globs name in `root`; what cannot be decoded stops nothing.
 
     content: their `media_digest`.
     """
-    source = MediaSource(name=SOURCE, files=tuple(f"{folder}/*" for folder in folders), content=content)
+    source = MediaSource(name=SOURCE, files=tuple(patterns), content=content)
     return frames_stage(source, budget, placement, root=str(root), quarantine_limit=1.0, label=f"decode {name}")
 
 
@@ -117,7 +126,7 @@ def read_json_records(path: Path) -> list[Mapping[str, Any]]:
     """The objects of a JSON array. Raises ValueError in one line."""
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"cannot read records from {path}: {error}") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, Mapping) for record in records):
         raise ValueError(f"{path} is no JSON array of records; give a list of objects")

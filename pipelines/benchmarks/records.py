@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from string import ascii_uppercase
 from typing import Any
 
 from pipelines.benchmarks.choice import ChoiceBenchmark, Fields
@@ -18,6 +19,8 @@ from pipelines.datasets import BadRecord
 
 VALIDATION, TEST = "validation", "test"
 INLINE_OPTION = re.compile(r"^\s*\(?([A-J])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
+# Braces of a template that are text, such as {"answer": "A"}, unless a field is called so.
+NO_NAME = re.compile(r"[\"':,]|^\W+$")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class ChoiceQuestion:
     groups: Mapping[str, str]
     split: str
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A place among a record's options: how an answer may name it, and its text; None where the record has none."""
+
+    index: int
+    letter: str
+    text: str | None
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,17 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     """The template with each {name} replaced; braces in the values stay. Raises BadRecord for a name not there."""
 
     def value(found: "re.Match[str]") -> str:
-        if values.get(found[1]) is None:
-            raise BadRecord(f"MissingField: the record has no {found[1]!r}")
-        return str(values[found[1]])
+        if found[1] not in values and NO_NAME.search(found[1]):
+            return found[0]
+        return _value(values, found[1])
 
-    return re.sub(r"\{(\w+)\}", value, template)
+    return re.sub(r"\{([^{}\n]+)\}", value, template)
+
+
+def _value(values: Mapping[str, Any], name: str) -> str:
+    if values.get(name) is None:
+        raise BadRecord(f"MissingField: the record has no {name!r}")
+    return str(values[name])
 
 
 def _kept(benchmark: ChoiceBenchmark, raw: Mapping[str, Any]) -> bool:
@@ -123,18 +141,19 @@ def _question(benchmark: ChoiceBenchmark, raw: Any, file: str, place: str) -> Ch
         return replace(blank, error=f"BadRecord: {cause}")
     try:
         blank = replace(blank, video=_media(fill(benchmark.media, {**record, "file": file})))
-        asked = fill(f"{{{wanted.question}}}", record)
-        options = _options(wanted.options, record, asked)
+        asked = _value(record, wanted.question)
+        given = _options(wanted.options, record, asked)
+        options = tuple(option.text for option in given if option.text is not None)
         if len(options) < 2:
             raise BadRecord(f"NoOptions: the record has {len(options)} options; a choice needs two")
         if len(options) > len(LETTERS):
             raise BadRecord(f"TooManyOptions: the record has {len(options)} options; at most {len(LETTERS)} are read")
         lines = [
-            fill(benchmark.option, {"letter": letter, "text": option})
+            fill(benchmark.option, {**record, "letter": letter, "text": option})
             for letter, option in zip(LETTERS, options, strict=False)
         ]
         prompt = fill(benchmark.prompt, {**record, "question": asked, "options": "\n".join(lines)})
-        answer = _answer(wanted, record, options)
+        answer = _answer(wanted, record, given)
     except BadRecord as error:
         return replace(blank, error=str(error))
     return replace(blank, prompt=prompt, options=options, answer=answer)
@@ -146,38 +165,57 @@ def _media(path: str) -> str:
     return path
 
 
-def _options(where: str | tuple[str, ...] | None, record: Mapping[str, Any], asked: str) -> tuple[str, ...]:
+def _options(where: str | tuple[str, ...] | None, record: Mapping[str, Any], asked: str) -> list[Option]:
     if where is None:
         found = INLINE_OPTION.findall(asked)
-        return tuple(text for number, (letter, text) in enumerate(found) if letter == LETTERS[number : number + 1])
+        return [
+            Option(number, letter, text)
+            for number, (letter, text) in enumerate(found)
+            if letter == LETTERS[number : number + 1]
+        ]
     given = [record.get(name) for name in where] if isinstance(where, tuple) else record.get(where)
     if not isinstance(given, list):
-        return ()
-    options = [str(option) for option in given if option not in (None, "N/A")]
-    # "A. Apples": the letter is the option template's to write
-    marked = [
-        re.match(rf"\(?{letter}[.):]\s*(.*)$", option, re.S) for letter, option in zip(LETTERS, options, strict=False)
-    ]
-    return tuple(found[1] for found in marked if found) if all(marked) else tuple(options)
-
-
-def _answer(fields: Fields, record: Mapping[str, Any], options: Sequence[str]) -> str:
-    value = record.get(fields.answer)
-    letters = LETTERS[: len(options)]
-    if fields.answer_is == "letter":
-        letter = str(value).strip().strip("().").upper()
-        if len(letter) == 1 and letter in letters:
-            return letter
-    elif fields.answer_is == "index":
-        if isinstance(value, int) and 0 <= value < len(options):
-            return letters[value]
+        return []
+    texts = {place: str(option) for place, option in enumerate(given) if option not in (None, "N/A")}
+    in_place = dict(enumerate(ascii_uppercase))
+    # "A. Apples": the letter is the option template's to write. Letters count those left out too, or only the others.
+    for letters in (in_place, dict(zip(texts, ascii_uppercase, strict=False))):
+        bare = {place: _unmarked(text, letters.get(place, "")) for place, text in texts.items()}
+        if None not in bare.values():
+            break
     else:
-        matching = [letter for letter, text in zip(letters, options, strict=True) if text.strip() == str(value).strip()]
-        if len(matching) == 1:
-            return matching[0]
-    raise BadRecord(
-        f"BadAnswer: {fields.answer} is {value!r}, which is no {fields.answer_is} of {len(options)} options"
-    )
+        letters, bare = in_place, dict(texts)
+    return [Option(place, letters.get(place, ""), bare.get(place)) for place in range(len(given))]
+
+
+def _unmarked(text: str, letter: str) -> str | None:
+    """The text behind its letter, None if it does not begin with that."""
+    found = re.match(rf"\(?{letter}[.):]\s*(.*)$", text, re.S) if letter else None
+    return found[1] if found else None
+
+
+def _answer(fields: Fields, record: Mapping[str, Any], given: Sequence[Option]) -> str:
+    """The letter under which the option is asked that the record's answer names among those given."""
+    value = record.get(fields.answer)
+    named = [option for option in given if _names(value, fields.answer_is, option)]
+    kept = [option for option in given if option.text is not None]
+    asked = [letter for letter, option in zip(LETTERS, kept, strict=False) if option in named]
+    if len(asked) == 1:
+        return asked[0]
+    if named and not asked:
+        raise BadRecord(f"BadAnswer: {fields.answer} is {value!r}, an option that is null or N/A")
+    raise BadRecord(f"BadAnswer: {fields.answer} is {value!r}, which is no {fields.answer_is} of {len(kept)} options")
+
+
+def _names(value: Any, answer_is: str, option: Option) -> bool:
+    if value is None:
+        return False
+    if answer_is == "letter":
+        return str(value).strip().strip("().").upper() == option.letter != ""
+    if answer_is == "index":
+        return isinstance(value, int) and value == option.index
+    text, wanted = str(value).strip(), "N/A" if option.text is None else option.text.strip()
+    return wanted in (text, _unmarked(text, option.letter))
 
 
 def _validation_videos(

@@ -56,7 +56,7 @@ class RulerBenchmark(FolderBenchmark):
 
     @property
     def scorer(self) -> str:
-        return "choice@1" if self.task == STACK else "exact_match@1"
+        return "choice@2" if self.task == STACK else "exact_match@1"
 
     @property
     def question_kinds(self) -> tuple[str, ...]:
@@ -64,7 +64,11 @@ class RulerBenchmark(FolderBenchmark):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        return (self.films,) if self.task == STACK else (self.films, self.pictures)
+        return (self.films,) if self.task == STACK else super().folders
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (f"{self.films}/**/*",) if self.task == STACK else super().patterns
 
 
 def read_records(benchmark: RulerBenchmark) -> tuple[FolderRecord, ...]:

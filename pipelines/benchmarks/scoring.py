@@ -73,7 +73,7 @@ def _at_start(text: str, options: Sequence[str], known: str) -> str | None:
         if second and second[1].upper() != letter and _is_letter(text, second):
             return None
         return letter
-    sentence = re.split(r"[.;\n]", text, maxsplit=1)[0]
+    sentence = re.split(r"\.(?!\d)|[;\n]", text, maxsplit=1)[0]
     return _option_text(text, options, known) or _option_text(sentence, options, known)
 
 
@@ -97,4 +97,6 @@ def _option_text(text: str, options: Sequence[str], known: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"^\W+|\W+$", "", " ".join(text.split())).casefold()
+    """The text without case and marks at its ends; a number's minus sign and leading point are part of it."""
+    plain = " ".join(text.replace("$", "").replace("\N{MINUS SIGN}", "-").split())  # answers lost their $ as markup
+    return re.sub(r"^(?:(?!-?\.?\d)\W)+|\W+$", "", plain).casefold()

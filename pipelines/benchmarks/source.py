@@ -46,6 +46,13 @@ def digest(root: Path, annotations: Sequence[Path], media: Iterable[str]) -> str
         with path.open("rb") as file:
             held["annotations"][path.relative_to(root).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     for name in set(media):
-        path = root / name
-        held["media"][name] = path.stat().st_size if path.is_file() else ABSENT
+        held["media"][name] = _size(root / name)
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def _size(path: Path) -> int | str:
+    """The size of a file, ABSENT for what is none or cannot be looked up, such as a name too long to be one."""
+    try:
+        return path.stat().st_size if path.is_file() else ABSENT
+    except OSError:
+        return ABSENT

@@ -33,7 +33,7 @@ from pipelines.preprocess import PreprocessPlacement
 from pipelines.samples import RowLayout
 from pipelines.video.budget import normalise
 from pipelines.video.frames import open_frames
-from tests.pipelines.benchmarks.miniatures import settings, write_faults
+from tests.pipelines.benchmarks.miniatures import settings, write_faults, write_longvideobench
 
 CONTEXTS = (16, 32)
 
@@ -111,6 +111,23 @@ def test_faulty_videos_and_records_are_error_rows_with_their_causes(
     assert all(line["prediction"] is not None and line["budget"]["visual_tokens"] <= line["context"] for line in sound)
     assert all(line["correct"] == (line["parsed"] == line["answer"]) for line in sound)
     assert not any(line["correct"] or line["unparsed"] for line in lines if line["error"])
+
+
+def test_a_video_whose_name_is_too_long_for_a_file_is_one_that_is_missing(tmp_path: Path) -> None:
+    write_longvideobench(tmp_path, videos=2)
+    long = "data:video/mp4;base64," + "A" * 5000
+    records = json.loads((tmp_path / "lvb_val.json").read_text())
+    (tmp_path / "lvb_val.json").write_text(json.dumps([*records, {**records[0], "id": "long", "video_path": long}]))
+    benchmark = TypeAdapter(ChoiceBenchmark).validate_python(settings("longvideobench", root=str(tmp_path)))
+    questions, frames = data_stages(benchmark, tmp_path)
+    summary = LocalRunner(Store(tmp_path / "store")).run([questions, *frames.values()])
+    assert summary.ok, [failure.traceback for _, failure in summary.failed]
+    for stage in frames.values():
+        artifact = summary.artifacts[stage.fingerprint]
+        (line,) = map(json.loads, (artifact.path / "quarantine.jsonl").read_text().splitlines())
+        assert line["id"] == f"videos/{long}"
+        assert line["reason"].startswith("UnreadableFile: File name too long: ")
+        assert artifact.result["num_media"] == 3
 
 
 def test_videos_are_encoded_and_questions_answered_on_an_accelerator_as_on_the_cpu(

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from hope_core import compute_positions, get_variant
 from hope_core.modeling import load, variant_of, vision_tokens
 from pipelines.asked import FolderQuestions, read_folder
-from pipelines.benchmarks.folder import FolderRecord
+from pipelines.benchmarks.folder import FolderRecord, media_digest
 from pipelines.benchmarks.niah import compose, read_records
 from pipelines.engine import Artifact, StageConfig
 from pipelines.evaluate import EvaluateIdentity, EvaluatePlacement, Evaluator, run
@@ -89,6 +89,7 @@ def test_a_film_shorter_than_a_context_is_refused_with_the_remedy(tmp_path: Path
         ('[{"path": "a.png", "prompt": "?"}]', "'answer' must be a text; the record has path, prompt"),
         ('[{"path": "a.png", "prompt": "?", "answer": "A"}]', "no interrupt_path"),
         ("[", "cannot read records"),
+        ("[" * 100_000, r"cannot read records from .*dataset\.json: maximum recursion depth"),
     ],
 )
 def test_records_of_another_form_are_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
@@ -220,6 +221,40 @@ def test_validation_and_test_questions_share_no_film(inputs: dict[str, Artifact]
         for split in ("validation", "test")
     }
     assert films == {"validation": {"folder/haystack/movie0.mp4"}, "test": {"folder/haystack/movie1.mp4"}}
+
+
+def test_what_else_lies_in_a_folder_is_no_film_and_a_needle_may_lie_deeper(tmp_path: Path) -> None:
+    root = folders.write_folder(tmp_path / "data", num_films=1)
+    (root / "needles" / "warm").mkdir()
+    (root / "needles" / "red.png").rename(root / "needles" / "warm" / "red.png")
+    records = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps([{**records[0], "path": "warm/red.png"}, *records[1:]]))
+    benchmark = folders.niah(root, num_validation_films=0, contexts=(6,), depths=(0.5,))
+    clean = media_digest(root, benchmark.patterns)
+    for stray in ("haystack/.DS_Store", "haystack/._movie0.mp4", "haystack/subs/movie0.srt", "needles/warm/.DS_Store"):
+        (root / stray).parent.mkdir(exist_ok=True)
+        (root / stray).write_bytes(b"Bud1")
+    assert media_digest(root, benchmark.patterns) == clean
+    asked = read_folder(benchmark)
+    inputs = folders.evaluation_inputs(tmp_path / "made", benchmark, asked, get_variant("m_rope"))
+    run(StageConfig(EvaluateIdentity(asked, (6,), None), EvaluatePlacement(chunk_tokens=32)), inputs, tmp_path)
+    assert [(line["video"], line["error"]) for line in lines(tmp_path)] == [("folder/haystack/movie0.mp4", None)] * 5
+
+
+@pytest.mark.parametrize("part", ["films", "pictures"])
+def test_a_folder_outside_of_the_root_is_refused_with_the_remedy(tmp_path: Path, part: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"published\.{part} is '/films'; give a folder in benchmark\.v_niah_published\.root"
+    ):
+        folders.niah(tmp_path, **{part: "/films"})
+
+
+def test_a_folder_without_films_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "haystack").mkdir()
+    (tmp_path / "haystack" / ".DS_Store").touch()
+    with pytest.raises(ValueError, match=r"no file matches haystack/\* in .*; set the benchmark's root") as refusal:
+        media_digest(tmp_path, folders.niah(tmp_path).patterns)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_needle_or_film_that_cannot_be_read_gives_error_rows_with_the_cause(tmp_path: Path) -> None:

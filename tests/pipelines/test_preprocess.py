@@ -317,6 +317,19 @@ def test_a_record_is_left_out_for_a_missing_or_a_damaged_video_with_its_line_and
     assert lines[2]["reason"].startswith("v_niah/needles/red_7_0.png: UnreadableFile: ")
 
 
+def test_a_pattern_takes_files_alone_and_shows_a_link_that_leads_nowhere(tmp_path, inputs):
+    films = tmp_path / "v_niah" / "haystack"
+    (films / "._000.mp4").write_bytes(b"left there by a file manager")
+    (films / "folder.mp4").mkdir()
+    assert run(stage_config(tmp_path, 0), inputs, tmp_path / "out")["num_media"] == 112
+    (films / "gone.mp4").symlink_to(tmp_path / "unmounted.mp4")
+    result = run(stage_config(tmp_path, 0), inputs, tmp_path / "again")
+    assert (result["num_media"], result["quarantined"]) == (113, 1)
+    (line,) = map(json.loads, (tmp_path / "again" / "quarantine.jsonl").read_text().splitlines())
+    assert line["id"] == "v_niah/haystack/gone.mp4"
+    assert line["reason"].startswith("UnreadableFile: no such file: ")
+
+
 def test_the_time_left_counts_only_what_is_decoded_now(tmp_path):
     config = stage_config(tmp_path, 0)
     write = progress_writer(progress_path(config))

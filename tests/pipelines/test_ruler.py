@@ -108,6 +108,23 @@ def test_a_stacks_record_without_options_or_an_answer_among_them_is_refused(
         read_records(folders.ruler(tmp_path, "lengthy_multimodal_stack"))
 
 
+def test_a_stacks_video_may_lie_in_a_sub_folder(tmp_path: Path) -> None:
+    root = folders.write_folder(tmp_path / "data", num_films=1)
+    (root / "videos" / "more").mkdir()
+    (root / "videos" / "clip1.mp4").rename(root / "videos" / "more" / "clip1.mp4")
+    records = root / "lengthy_multimodal_stack.json"
+    records.write_text(records.read_text().replace('"video_path": "clip1.mp4"', '"video_path": "more/clip1.mp4"'))
+    benchmark = folders.ruler(root, "lengthy_multimodal_stack", num_validation_films=0, depths=(0.0,))
+    asked = read_folder(benchmark)
+    inputs = folders.evaluation_inputs(tmp_path / "made", benchmark, asked, get_variant("m_rope"))
+    run(StageConfig(EvaluateIdentity(asked, (8,), None), EvaluatePlacement(chunk_tokens=64)), inputs, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    assert {line["video"]: line["error"] for line in lines} == {
+        "folder/videos/clip0.mp4": None,
+        "folder/videos/more/clip1.mp4": None,
+    }
+
+
 @pytest.mark.parametrize("task", ["counting", "ordering", "multi_key_multi_value", "lengthy_multimodal_stack"])
 def test_every_task_is_answered_from_its_folder(root: Path, tmp_path: Path, task: Any) -> None:
     cells = 4 if task == "lengthy_multimodal_stack" else 24  # what noise does not fill

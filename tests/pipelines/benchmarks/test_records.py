@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipelines.benchmarks.choice import ChoiceBenchmark
-from pipelines.benchmarks.records import TEST, VALIDATION, from_lines, survey, to_lines
+from pipelines.benchmarks.records import TEST, VALIDATION, ChoiceQuestion, from_lines, survey, to_lines
 from pipelines.benchmarks.source import ABSENT
 from tests.pipelines.benchmarks.miniatures import MINIATURES, settings, write_faults
 
@@ -151,6 +151,142 @@ def test_a_record_that_is_no_question_is_kept_with_its_cause(tmp_path: Path) -> 
     assert found[9].prompt.startswith("With {braces} and {letter}?\n(A) x\n(B) y\n")
 
 
+def asked_once(root: Path, record: dict[str, Any], **changes: Any) -> ChoiceQuestion:
+    """The question of one record with a video, a question and options."""
+    (root / "q.jsonl").write_text(json.dumps({"video": "v.mp4", "question": "Which?", **record}), encoding="utf-8")
+    (question,) = survey(benchmark("mlvu", root, file="q.jsonl", keep=None, **changes)).questions
+    return question
+
+
+@pytest.mark.parametrize("name", ["question text", "question-text", "meta.question", "Q/A (en)", "wer?", "问题"])
+def test_a_field_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    record = {
+        name: "With {braces} and {my hint}?",
+        "my hint": "{question}",
+        "candidates": ["{x y}", "y"],
+        "answer": "y",
+    }
+    changes = answered_by("text")
+    changes["fields"]["question"] = name
+    question = asked_once(tmp_path, record, **changes, prompt=f"{{question}}{{{name}}}{{my hint}}\n{{options}}")
+    assert question.error is None
+    asked = "With {braces} and {my hint}?"
+    assert question.prompt == f"{asked}{asked}{{question}}\n(A) {{x y}}\n(B) y"
+
+
+@pytest.mark.parametrize("name", ["hint", "my hint", "my-hint", "meta.hint", "Q/A (en)"])
+@pytest.mark.parametrize("template", ["media", "option", "prompt"])
+def test_a_field_that_the_record_lacks_is_an_error_in_every_template(tmp_path: Path, template: str, name: str) -> None:
+    usual = {"media": "{video}", "option": "({letter}) {text}", "prompt": "{question}\n{options}"}
+    record = {"candidates": ["x", "y"], "answer": "y"}
+    filled = {template: f"{usual[template]}{{{name}}}"}
+    question = asked_once(tmp_path, {**record, name: "z"}, **answered_by("text"), **filled)
+    assert (question.error, (question.video + question.prompt).count("z") > 0) == (None, True)
+    for lacking in ({}, {name: None}):
+        question = asked_once(tmp_path, {**record, **lacking}, **answered_by("text"), **filled)
+        assert question.error == f"MissingField: the record has no {name!r}"
+
+
+def test_a_question_field_that_the_record_lacks_is_an_error(tmp_path: Path) -> None:
+    changes = answered_by("text")
+    changes["fields"]["question"] = "question text"
+    question = asked_once(tmp_path, {"candidates": ["x", "y"], "answer": "y"}, **changes)
+    assert question.error == "MissingField: the record has no 'question text'"
+
+
+def test_braces_of_a_template_that_hold_no_name_are_text(tmp_path: Path) -> None:
+    record = {"candidates": ["x", "y"], "answer": "y"}
+    told = 'Say {"answer": "A"}, \\boxed{} or {A, B}.'
+    question = asked_once(tmp_path, record, **answered_by("text"), prompt="{question}\n{options}\n" + told)
+    assert (question.error, question.prompt) == (None, f"Which?\n(A) x\n(B) y\n{told}")
+
+
+def answered_by(answer_is: str, options: Any = "candidates") -> dict[str, Any]:
+    return {"fields": {"question": "question", "options": options, "answer": "answer", "answer_is": answer_is}}
+
+
+GAP = ["G", "N/A", "PG", "R"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer_is", "answer"),
+    [
+        (GAP, "index", 2),
+        (GAP, "letter", "C"),
+        (GAP, "text", "PG"),
+        ([None, "G", None, "PG", "R"], "index", 3),
+        ([None, "G", None, "PG", "R"], "letter", "(d)"),
+        (["A. G", "N/A", "C. PG", "D. R"], "letter", "C"),
+        (["A. G", "N/A", "C. PG", "D. R"], "index", 2),
+        (["A. G", "N/A", "B. PG", "C. R"], "letter", "B"),
+        (["A. G", "N/A", "B. PG", "C. R"], "index", 2),
+        (["G", "PG", *["N/A"] * 9, "R"], "letter", "B"),
+    ],
+)
+def test_an_answer_counts_the_options_that_are_left_out(
+    tmp_path: Path, options: list[Any], answer_is: str, answer: Any
+) -> None:
+    question = asked_once(tmp_path, {"candidates": options, "answer": answer}, **answered_by(answer_is))
+    assert (question.error, question.options, question.answer) == (None, ("G", "PG", "R"), "B")
+    assert "(A) G\n(B) PG\n(C) R\n" in question.prompt
+
+
+def test_options_in_fields_of_their_own_keep_their_letters_where_one_is_missing(tmp_path: Path) -> None:
+    record = {"a": "G", "b": None, "d": "PG", "e": "R", "answer": "D"}
+    question = asked_once(tmp_path, record, **answered_by("letter", ["a", "b", "c", "d", "e"]))
+    assert (question.error, question.options, question.answer) == (None, ("G", "PG", "R"), "B")
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["A. car", "B. boat"], "B. boat"),
+        (["A. car", "B. boat"], "(B) boat "),
+        (["A. car", "B. boat"], "boat"),
+        (["car", "boat"], "B. boat"),
+        (["A. boat", "B. boat"], "B. boat"),
+        (["A. Smith", "C. Jones"], "C. Jones"),
+    ],
+)
+def test_an_answer_by_text_may_carry_its_letter(tmp_path: Path, options: list[str], answer: str) -> None:
+    question = asked_once(tmp_path, {"candidates": options, "answer": answer}, **answered_by("text"))
+    assert (question.error, question.answer) == (None, "B")
+
+
+def test_an_answer_whose_letter_and_text_disagree_is_an_error(tmp_path: Path) -> None:
+    record = {"candidates": ["A. car", "B. boat"], "answer": "A. boat"}
+    question = asked_once(tmp_path, record, **answered_by("text"))
+    assert question.error == "BadAnswer: answer is 'A. boat', which is no text of 2 options"
+
+
+def test_an_option_inside_the_question_stays_whatever_it_says(tmp_path: Path) -> None:
+    record = {"question": "Which?\n(A) G\n(B) N/A\n(C) PG", "answer": "C"}
+    question = asked_once(tmp_path, record, **answered_by("letter", None))
+    assert (question.error, question.options, question.answer) == (None, ("G", "N/A", "PG"), "C")
+
+
+@pytest.mark.parametrize(("answer_is", "answer"), [("index", 1), ("letter", "B"), ("text", "N/A")])
+def test_an_answer_that_is_left_out_of_the_options_is_an_error(tmp_path: Path, answer_is: str, answer: Any) -> None:
+    question = asked_once(tmp_path, {"candidates": GAP, "answer": answer}, **answered_by(answer_is))
+    assert question.error == f"BadAnswer: answer is {answer!r}, an option that is null or N/A"
+
+
+@pytest.mark.parametrize(
+    ("answer_is", "answer"),
+    [("index", 4), ("index", -1), ("letter", "E"), ("letter", ""), ("text", "X"), ("text", None)],
+)
+def test_an_answer_that_names_no_option_is_an_error(tmp_path: Path, answer_is: str, answer: Any) -> None:
+    record = {"candidates": ["G", "None", "PG", "R"], "answer": answer}
+    question = asked_once(tmp_path, record, **answered_by(answer_is))
+    assert question.error == f"BadAnswer: answer is {answer!r}, which is no {answer_is} of 4 options"
+
+
+def test_more_options_than_letters_are_refused_with_their_marks_too(tmp_path: Path) -> None:
+    options = [f"{letter}. {letter.lower()}" for letter in "ABCDEFGHIJKL"]
+    question = asked_once(tmp_path, {"candidates": options, "answer": "A"}, **answered_by("letter"))
+    assert question.error == "TooManyOptions: the record has 12 options; at most 10 are read"
+
+
 def test_questions_of_one_id_are_told_apart(folders: dict[str, Path], tmp_path: Path) -> None:
     write_faults(tmp_path)
     records = json.loads((tmp_path / "lvb_val.json").read_text())
@@ -181,6 +317,7 @@ def test_a_damaged_parquet_file_is_refused_in_one_line(tmp_path: Path) -> None:
     [
         ({"prompt": "{question}"}, "does not show the options"),
         ({"contexts_tokens": []}, "contexts_tokens is"),
+        ({"file": "/zoo/q.jsonl"}, r"mlvu\.file is '/zoo/q\.jsonl'; give a path or glob below benchmarks\.mlvu\.root"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"drop": {"question": "("}}, "is no pattern"),
         ({"splits": {"validation_share": 1.0}}, "validation_share is 1.0"),

@@ -71,6 +71,40 @@ def test_two_options_of_one_text_are_no_answer_by_text() -> None:
     assert parse_answer("yes", ("yes", "Yes", "no")) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        ("-5", ("5", "7", "3"), None),
+        ("-5", ("5", "-5", "3"), "B"),
+        ("\N{MINUS SIGN}5", ("5", "-5", "3"), "B"),
+        ("-5", ("5", "\N{MINUS SIGN}5", "3"), "B"),
+        ("5", ("5", "-5", "3"), "A"),
+        ("5", ("-5", "7", "3"), None),
+        ("(-5)", ("5", "-5", "3"), "B"),
+        ("-5.", ("5", "-5", "3"), "B"),
+        ("**-5**", ("5", "-5", "3"), "B"),
+        ("The answer is -5.", ("5", "-5", "3"), "B"),
+        ("The answer is: -5. It is below 5.", ("5", "-5", "3"), "B"),
+        ("B. -5", ("5", "-5", "3"), "B"),
+        ("B. 5", ("5", "-5", "3"), "B"),
+        ("-5 degrees", ("5 degrees", "-5 degrees"), "B"),
+        ("-$5", ("$5", "$7"), None),
+        ("-$5", ("$5", "-$5"), "B"),
+        ("$5", ("$5", "-$5"), "A"),
+        ("-.5", (".5", "-.5", "5", "-5"), "B"),
+        (".5", ("5", "7"), None),
+        ("1.5 m", ("1", "1.5 m", "2"), "B"),
+        ("It is 1.5 m", ("1", "1.5 m", "2"), None),
+        ("The answer is 1.5 or so", ("1", "1.5", "2"), None),
+        ("- a red car", OPTIONS, "A"),
+        ("- 7", ("5", "7"), "B"),
+        ("... 7", ("5", "7"), "B"),
+    ],
+)
+def test_a_number_is_read_with_its_sign_and_its_point(text: str, options: tuple[str, ...], letter: str | None) -> None:
+    assert parse_answer(text, options) == letter
+
+
 def test_the_bracket_rule_is_wrong_on_what_it_was_written_for() -> None:
     assert parse_published("B) a boat", OPTIONS, "before_bracket", key="q") == "B"
     assert parse_published("(B)", OPTIONS, "before_bracket", key="q") == "(B"
