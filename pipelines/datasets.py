@@ -77,8 +77,7 @@ def read_dataset(path: Path, *, media_root: Path) -> Dataset:
     name = unique_names()
     is_file = functools.cache(is_there)
     for line, raw in raw_records(path):
-        given = str(raw["id"]) if isinstance(raw, Mapping) and "id" in raw else f"line-{line}"
-        record_id = name(given.encode(errors="backslashreplace").decode())  # half characters can be in no file
+        record_id = name(str(raw["id"]) if isinstance(raw, Mapping) and "id" in raw else f"line-{line}")
         try:
             turns, media = _parse(raw, media_root)
             for item in media:
@@ -91,11 +90,14 @@ def read_dataset(path: Path, *, media_root: Path) -> Dataset:
 
 
 def unique_names() -> Callable[[str], str]:
-    """A function that gives each name back, and one that it has given already as "NAME#2", "NAME#3" and so on."""
+    """A function that gives each name back, and one that it has given already as "NAME#2", "NAME#3" and so on.
+
+    Half characters, which no file can hold, come back as their codes.
+    """
     times: dict[str, int] = {}
 
     def name(wanted: str) -> str:
-        given = wanted
+        given = wanted = wanted.encode(errors="backslashreplace").decode()
         while given in times:  # which "NAME#2" itself may be
             times[wanted] += 1
             given = f"{wanted}#{times[wanted]}"
@@ -103,6 +105,12 @@ def unique_names() -> Callable[[str], str]:
         return given
 
     return name
+
+
+def check_whole(text: str) -> None:
+    """Raise BadRecord for half a character (of a surrogate pair), which no tokenizer takes."""
+    if cut := re.search("[\ud800-\udfff]", text):
+        raise BadRecord(f"BadText: half of a character, {cut[0]!a}; the text was cut there")
 
 
 def is_there(path: Path) -> bool:
@@ -197,8 +205,7 @@ def _turns(raw: Mapping[str, Any], images: Sequence[Path], videos: Sequence[Path
     if raw.get("system") and all(turn.role != "system" for turn in turns):
         turns = [Turn("system", str(raw["system"])), *turns]
     for turn in turns:
-        if cut := next((mark for mark in turn.text if "\ud800" <= mark <= "\udfff"), None):
-            raise BadRecord(f"half of a character, {cut!a}, in a text; it was cut there")
+        check_whole(turn.text)
     spoken = [turn.role for turn in turns if turn.role != "system"]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise BadRecord(f"turns do not go user, assistant, user, ..., assistant: {', '.join(spoken) or 'none'}")

@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.benchmarks.choice import ChoiceBenchmark, Fields
 from pipelines.benchmarks.scoring import LETTERS
 from pipelines.benchmarks.source import ABSENT, annotation_files, digest, read_rows
-from pipelines.datasets import BadRecord
+from pipelines.datasets import BadRecord, check_whole, unique_names
 
 VALIDATION, TEST = "validation", "test"
 INLINE_OPTION = re.compile(r"^\s*\(?([A-J])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
@@ -76,7 +76,7 @@ def survey(benchmark: ChoiceBenchmark) -> Survey:
         return Survey(ABSENT, (), 0)
     questions: list[ChoiceQuestion] = []
     shipped: dict[str, set[bool]] = {}
-    seen: dict[str, int] = {}
+    name = unique_names()
     dropped = 0
     for path in files:
         for line, raw in read_rows(path):
@@ -84,10 +84,7 @@ def survey(benchmark: ChoiceBenchmark) -> Survey:
                 dropped += 1
                 continue
             question = _question(benchmark, raw, path.stem, f"{path.stem}/{line}")
-            seen[question.id] = seen.get(question.id, 0) + 1
-            if seen[question.id] > 1:
-                question = replace(question, id=f"{question.id}#{seen[question.id]}")
-            questions.append(question)
+            questions.append(replace(question, id=name(question.id)))
             if benchmark.splits.field and isinstance(raw, Mapping):
                 value = str(raw.get(benchmark.splits.field))
                 shipped.setdefault(question.video, set()).add(value in benchmark.splits.validation)
@@ -153,6 +150,7 @@ def _question(benchmark: ChoiceBenchmark, raw: Any, file: str, place: str) -> Ch
             for letter, option in zip(LETTERS, options, strict=False)
         ]
         prompt = fill(benchmark.prompt, {**record, "question": asked, "options": "\n".join(lines)})
+        check_whole(prompt)
         answer = _answer(wanted, record, given)
     except BadRecord as error:
         return replace(blank, error=str(error))

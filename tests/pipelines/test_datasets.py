@@ -160,7 +160,7 @@ def test_a_byte_order_mark_in_front_costs_no_record(read, root, name):
             "a placeholder stands in an answer",
         ),
         ({"video": "data:video/mp4;base64," + "A" * 9000}, "no such video: .*data:video/mp4;base64,A{50,200}$"),
-        (SHAREGPT_A | {"video": None, "system": "Look \ud83d"}, r"half of a character, '\\ud83d', in a text"),
+        (SHAREGPT_A | {"video": None, "system": "Look \ud83d"}, r"BadText: half of a character, '\\ud83d'"),
         ({"tools": '[{"name": "search"}]'}, "'tools' are not written into prompts here"),
     ],
 )

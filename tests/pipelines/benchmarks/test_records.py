@@ -131,6 +131,8 @@ def test_a_record_that_is_no_question_is_kept_with_its_cause(tmp_path: Path) -> 
         json.dumps({**good, "question": None}),
         json.dumps({**good, "candidates": list("abcdefghijkl"), "answer": "a"}),
         json.dumps({**good, "question": "With {braces} and {letter}?"}),
+        json.dumps({**good, "question": "Cut \ud83d"}),
+        "[" * 100_000,
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(lines), encoding="utf-8")
     found = survey(benchmark("mlvu", tmp_path, file="*.jsonl", keep=None)).questions
@@ -146,6 +148,8 @@ def test_a_record_that_is_no_question_is_kept_with_its_cause(tmp_path: Path) -> 
         "MissingField",
         "TooManyOptions",
         None,
+        "BadText",
+        "BadRecord",
     ]
     assert len({question.id for question in found}) == len(found)
     assert found[9].prompt.startswith("With {braces} and {letter}?\n(A) x\n(B) y\n")
