@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,8 +24,9 @@ from reports.svg import inline
 from reports.table_texts import summary_table
 from reports.theory_figures import slot_figure
 from reports.verdicts import judge
+from tests.reports.bulk import write_study_in_bulk
 from tests.reports.conftest import EVIL, STUDY
-from tests.reports.design import PAIR, Design
+from tests.reports.design import PAIR, QUICKSTART, Design
 from tests.reports.factory import write_study
 
 
@@ -253,6 +255,16 @@ def test_one_seed_is_said_not_judged(root: Path, tmp_path: Path) -> None:
     page = write_report(results, tmp_path / "report").html.read_text()
     assert "One seed only" in page
     assert "nothing can be told beyond this seed" in page
+
+
+def test_a_study_that_excludes_its_published_cells_is_reported_whole(root: Path, tmp_path: Path) -> None:
+    design = Design(name="not as published", variants=QUICKSTART)
+    cells = product((v.name for v in QUICKSTART), design.seeds, design.benchmarks, design.contexts, ("published",))
+    results = load_study(write_study_in_bulk(root, replace(design, excluded=frozenset(cells))), design.name)
+    files = write_report(results, tmp_path / "report")
+    assert [line.split()[0] for line in files.summary.read_text().splitlines()[2:-2]] == [v.name for v in QUICKSTART]
+    assert "As published" not in files.html.read_text()
+    assert files.latex.read_text().count(r"\toprule") == 1
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH")
