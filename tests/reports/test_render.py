@@ -199,6 +199,16 @@ def test_figures_are_files_that_stand_alone(files: ReportFiles) -> None:
         assert "mathdefault" not in path.read_text()
 
 
+def test_a_caption_of_any_length_and_script_names_a_file(results: StudyResults, tmp_path: Path) -> None:
+    record = copy.deepcopy(results.record)
+    record["benchmarks"]["v_niah"]["title"] = 100 * "ναός "
+    files = write_report(replace(results, record=record), tmp_path / "report")
+    names = [path.name for path in sorted(files.figures.iterdir())]
+    assert len({name[:2] for name in names}) == len(names) > 5
+    assert names[0].startswith("00-ναός-ναός-")
+    assert max(len(name.encode()) for name in names) <= 107
+
+
 def test_a_variant_of_four_indices_has_its_slots_drawn(results: StudyResults) -> None:
     record = copy.deepcopy(results.record)
     record["variants"][0]["slot_axes"] = [0, 1, 2, 3] * 8
