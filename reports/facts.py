@@ -1,5 +1,6 @@
 """What a report says in words and plain rows: what was run, what failed, what to doubt, what it cost."""
 
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +141,26 @@ def doubts(results: StudyResults, grid: pd.DataFrame) -> list[str]:
 
 
 def costs(results: StudyResults) -> list[dict[str, str]]:
-    """Time and GPU hours by variant, counting what came from the store with what it cost when it ran."""
+    """Time and GPU hours by variant, counting what came from the store with what it cost when it ran.
+
+    An evaluation that answers cells of several scale rules (the same scale, or none) counts once.
+    """
     rows = []
     for variant in results.variants:
         trials, cells = (table[table.variant == variant] for table in (results.trials, results.cells))
+        answered = cells.drop_duplicates(["trial", "context", "fingerprint"])
+        hours = (trials.gpu_hours, trials["scale_search/gpu_hours"], answered.gpu_hours)
         rows.append(
             {
                 "variant": variant,
                 "trials": str(len(trials)),
                 "trials_cached": str(int(trials.cached.fillna(0).sum())),
                 "training": duration(trials.duration_s.sum()),
+                "search": duration(trials["scale_search/duration_s"].sum(min_count=1)),
                 "cells": str(len(cells)),
                 "cells_cached": str(int(cells.cached.fillna(0).sum())),
-                "evaluation": duration(cells.duration_s.sum()),
-                "gpu_hours": f"{trials.gpu_hours.sum() + cells.gpu_hours.sum():.1f}",
+                "evaluation": duration(answered.duration_s.sum()),
+                "gpu_hours": f"{sum(spent.sum() for spent in hours):.1f}",
             }
         )
     return rows
@@ -161,7 +168,9 @@ def costs(results: StudyResults) -> list[dict[str, str]]:
 
 def duration(seconds: float) -> str:
     return (
-        f"{seconds:.0f} s"
+        "–"
+        if isnan(seconds)
+        else f"{seconds:.0f} s"
         if seconds < 120
         else f"{seconds / 60:.1f} min"
         if seconds < 7200

@@ -189,6 +189,7 @@ def trial_runs(
             trial.files[f"questions/{benchmark}/{rule}.jsonl"] = "".join(lines)
     if variant.scalable:
         trial.files["scale_search.json"] = json.dumps(scale_search(rng))
+        trial.metrics += [("scale_search/duration_s", 45.0, 0), ("scale_search/gpu_hours", 0.5, 0)]
     return [trial, *cells]
 
 
@@ -212,7 +213,8 @@ def cell(
         "question_set": "a1b2c3",
         "scorer": "argmax@1",
         "command": f"hope run study={design.name} cell={shared['trial']}/{benchmark}/{context}/{rule}",
-        "fingerprint": f"f-{shared['trial']}-{benchmark}-{context}-{rule}",
+        # One stage answers a benchmark's contexts at a scale, under whichever rules have that scale.
+        "fingerprint": f"f-{shared['trial']}-{benchmark}-{'searched' if scale and rule == 'searched' else scale}",
         **design.cell_tags.get((shared["variant"], context), {}),
     }
     metrics = [

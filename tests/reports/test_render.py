@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from reports import facts
 from reports.figures import Look, scale_response
 from reports.render import ReportFiles, write_report
 from reports.results import StudyResults, load_study
@@ -224,6 +225,16 @@ def test_csv_heads_carry_their_units(files: ReportFiles) -> None:
     assert {"accuracy [0..1]", "low [0..1]", "difference_value [0..1]", "difference_standard_error [0..1]"} <= set(
         verdicts
     )
+
+
+def test_costs_count_an_evaluation_once_however_many_rules_show_it(results: StudyResults, html: str) -> None:
+    rows = {row["variant"]: row for row in facts.costs(results)}
+    fixed, scaled = rows["vanilla"], rows["videorope"]
+    assert (fixed["cells"], scaled["cells"]) == ("12", "12")
+    assert (fixed["evaluation"], scaled["evaluation"]) == ("6 s", "18 s")  # 1.5 s a context, 2 contexts, 2 seeds
+    assert (fixed["search"], scaled["search"]) == ("–", "90 s")
+    assert (fixed["gpu_hours"], scaled["gpu_hours"]) == ("0.5", "1.6")
+    assert "Left out: drawing, decoding and encoding the videos" in html
 
 
 def test_latex_is_balanced_whatever_the_titles_say(results: StudyResults, tmp_path: Path) -> None:
