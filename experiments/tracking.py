@@ -167,7 +167,8 @@ class Tracker:
             for step in [line.pop("step")]
             for key, value in line.items()
         ]
-        costs = self._costs(artifact, trial.finetune.resources.num_gpus)
+        training = trial.config.cluster.training
+        costs = self._costs(artifact, training.workers * training.gpus_per_worker)
         metrics += [Metric(key, value, now, 0) for key, value in costs.items()]
         metrics += [Metric("cached", float(cached), now, 0)]
         for first in range(0, len(metrics), METRICS_PER_BATCH):
@@ -188,7 +189,7 @@ class Tracker:
             return
         self._client.log_artifact(run_id, str(artifact.path / "scale_search.json"))
         cluster = trial.config.cluster
-        gpus = cluster.search_workers * cluster.training.gpus_per_worker  # its workers': the stage itself may hold none
+        gpus = cluster.search_workers * cluster.training.gpus_per_worker  # its workers hold them
         values, now = {"chosen": artifact.result["chosen"], **self._costs(artifact, gpus)}, int(time.time() * 1000)
         metrics = [Metric(f"scale_search/{key}", value, now, 0) for key, value in values.items()]
         self._client.log_batch(run_id, metrics=metrics)

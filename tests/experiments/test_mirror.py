@@ -80,13 +80,14 @@ def test_a_run_whose_server_never_answers_loses_nothing_to_the_next_one(finished
 
 
 def test_a_trial_says_how_long_its_training_and_its_scale_search_took(finished: list[str]) -> None:
-    assert main(["sync", *finished, "cluster.search_workers=2", "cluster.training.gpus_per_worker=1"]) == 0
+    workers = ["cluster.training.workers=2", "cluster.search_workers=2", "cluster.training.gpus_per_worker=1"]
+    assert main(["sync", *finished, *workers]) == 0
     config, _ = load_config(finished)
     store = Store(config.store)
     trials = {trial.name: trial for trial in build_grid(config).trials}
     found = {run.data.tags["key"]: run.data.metrics for run in runs_of(finished) if run.data.tags["kind"] == "trial"}
     for name, trial in trials.items():
-        for stage, prefix, gpus in ((trial.finetune, "", 1), (trial.search, "scale_search/", 2)):
+        for stage, prefix, gpus in ((trial.finetune, "", 2), (trial.search, "scale_search/", 2)):
             assert stage
             record = store.record(stage.name, stage.fingerprint)
             assert record
