@@ -20,8 +20,8 @@ BEYOND = "beyond"
 class Asked:
     """One column's answers with the names of its axes.
 
-    left_out counts questions that not every trial answered; errors, by variant, answers that are missing for an error
-    and count as wrong. published: the variants all of whose answers were given under the rule "published".
+    left_out counts questions that not every trial answered; errors, by variant, the column's answers that are missing
+    for an error and count as wrong. published: the variants whose every answer was given under the rule "published".
     """
 
     column: Column
@@ -63,22 +63,20 @@ def ask(results: StudyResults, questions: pd.DataFrame, contexts: list[str]) -> 
 
     A trial counts when all of these contexts are finished; a question counts when every such trial answered it.
     """
+    trial, question = ["variant", "seed"], ["context", "id"]
     here = questions[questions.context.isin(contexts)]
-    finished = here.groupby(["variant", "seed"]).context.nunique()
-    whole = finished[finished == len(contexts)].index
-    answers = here.assign(correct=here.correct.astype(float)).pivot(
-        index=["variant", "seed"], columns=["context", "id"], values="correct"
-    )
-    answers = answers.loc[answers.index.isin(whole)]
+    here = here[here.groupby(trial).context.transform("nunique") == len(contexts)]
+    answers = here.assign(correct=here.correct.astype(float)).pivot(index=trial, columns=question, values="correct")
     complete = answers.dropna(axis=1)
     variants = [name for name in results.variants if name in complete.index.get_level_values("variant")]
     seeds = sorted(set(complete.index.get_level_values("seed")))
     correct = np.full((len(variants), len(seeds), complete.shape[1]), nan)
     for (variant, seed), row in zip(complete.index, complete.to_numpy(), strict=True):
         correct[variants.index(variant), seeds.index(seed)] = row
-    video_of = here.drop_duplicates(["context", "id"]).set_index(["context", "id"]).video
+    video_of = here.drop_duplicates(question).set_index(question).video
     videos = video_of.loc[complete.columns].to_numpy(dtype=object)
-    errors = here[here.error.notna()].groupby("variant").size().to_dict()
+    failed = here[here.error.notna()].set_index(question)
+    errors = failed[failed.index.isin(complete.columns)].groupby("variant").size().to_dict()
     published = set(variants) - set(here.variant[here.scale_rule != DEFAULT_RULE])
     return Asked(Column(correct, videos), variants, seeds, answers.shape[1] - complete.shape[1], errors, published)
 

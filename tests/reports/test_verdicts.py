@@ -145,6 +145,18 @@ def test_answers_that_ended_in_an_error_are_counted_by_variant() -> None:
     assert not judged.errors["m_rope"].any()
 
 
+def test_errors_of_answers_that_a_column_leaves_out_are_not_counted_in_it() -> None:
+    questions = answers(("published",))
+    asked = questions[(questions.variant == "hope") & questions.id.isin(["q1", "q2"])]
+    questions.loc[asked.index, "error"] = "out of memory"
+    # Seed 1 is no whole trial beyond the training length, and q2 was not put to all of the others.
+    questions = without(questions, "variant == 'hope' and seed == 1 and context == '64'")
+    questions = without(questions, "variant == 'vanilla' and seed == 0 and id == 'q2'")
+    judged = judge(study(("published",), questions=questions)).set_index(["variant", "context"])
+    assert judged.errors["hope"].to_dict() == {"16": 3, "32": 3, "64": 2, BEYOND: 4}
+    assert judged.answers["hope"][BEYOND] == 2 * 22
+
+
 def test_a_row_says_accuracy_difference_and_what_they_are_made_of() -> None:
     results = study(("published",))
     judged = judge(results).set_index(["context", "variant"])
