@@ -15,7 +15,7 @@ def facts(results: StudyResults, grid: pd.DataFrame) -> list[tuple[str, str]]:
     finished = int((results.cells.status == "FINISHED").sum())
     resolved = grid[grid.difference_standard_error.notna()]
     seeds = ", ".join(str(seed) for seed in sorted(set(results.cells.seed)))
-    half = 100 * ((resolved.difference_high - resolved.difference_low) / 2).median() if len(resolved) else float("nan")
+    half = 100 * ((resolved.difference_high - resolved.difference_low) / 2).median()
     return [
         ("baseline", results.baseline),
         ("variants", str(len({entry["variant"] for entry in results.record["variants"]}))),
@@ -23,7 +23,7 @@ def facts(results: StudyResults, grid: pd.DataFrame) -> list[tuple[str, str]]:
         ("seeds", seeds),
         ("cells", f"{finished} of {results.expected_cells}"),
         ("questions", f"{len(results.questions):,}"),
-        ("median interval of a difference", f"± {half:.1f} points"),
+        *([("median interval of a difference", f"± {half:.1f} points")] if len(resolved) else []),
         ("started", when(results)),
     ]
 

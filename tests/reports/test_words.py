@@ -12,7 +12,7 @@ from reports.sections import search_boundaries
 from reports.verdicts import judge
 from reports.wording import verdict_sentence
 from tests.reports.bulk import write_study_in_bulk
-from tests.reports.design import Design
+from tests.reports.design import PAIR, Design
 
 
 def test_costs_count_an_evaluation_once_however_many_rules_show_it(results: StudyResults) -> None:
@@ -38,6 +38,14 @@ def test_a_benchmark_whose_baseline_failed_is_named_as_one_without_a_comparison(
     said = verdict_sentence(results, judge(results))
     assert said.endswith(". On V-NIAH-D, no finished cell can be compared with m_rope.")
     assert " on V-NIAH, " in said
+
+
+def test_a_study_of_its_baseline_alone_has_no_interval_of_a_difference(results: StudyResults, root: Path) -> None:
+    alone = load_study(write_study_in_bulk(root, Design(name="alone", variants=PAIR[:1])), "alone")
+    said = dict(facts.facts(alone, judge(alone)))
+    assert said["cells"] == "8 of 8"
+    assert "median interval of a difference" not in said
+    assert dict(facts.facts(results, judge(results)))["median interval of a difference"].endswith(" points")
 
 
 def test_where_the_chosen_scales_lie_is_said_of_searches_that_had_a_choice(results: StudyResults) -> None:
