@@ -6,12 +6,14 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
+from itertools import product
 
 from rich.console import Console
 
-from experiments.asking import contexts_of
+from experiments.asking import contexts_of, train_length
 from experiments.axes import expand_parts
-from experiments.config import Config
+from experiments.config import PUBLISHED, Config
+from experiments.grid import Cell, Grid
 from experiments.progress import counts, duration
 from experiments.study import NOTHING_TO_DO, Study, say
 from experiments.training import FLOPS_BASIS, cell_side, reckoned_gpu_hours
@@ -124,12 +126,7 @@ def _resolutions(study: Study) -> list[Resolution]:
     config, grid, data = study.config, study.grid, study.config.dataset
     variants = len({trial.variant.name for trial in grid.trials})
     seeds = len({trial.seed for trial in grid.trials})
-    # Holm's family: each comparison with the baseline; of a variant without a scale the rules repeat one another.
-    compared = {
-        (cell.trial.label, cell.benchmark, cell.context, cell.scale_rule if cell.trial.scalable else "")
-        for cell in grid.cells
-        if cell.trial.variant.name != config.study.baseline
-    }
+    compared = max(1, num_comparisons(config, grid))
     found = []
     for name, benchmark in config.benchmarks.items():
         if not isinstance(benchmark, NeedleBenchmark) or not isinstance(data, DatasetConfig) or variants < 2:
@@ -137,9 +134,40 @@ def _resolutions(study: Study) -> list[Resolution]:
         videos = min(data.num_films - benchmark.num_validation_films, benchmark.num_videos_per_context)
         questions = benchmark.num_videos_per_context * len(benchmark.question_kinds)
         smallest = minimum_detectable_difference(
-            questions, videos, seeds, num_variants=variants, num_comparisons=max(1, len(compared))
+            questions, videos, seeds, num_variants=variants, num_comparisons=compared
         )
         found.append(Resolution(name, questions, videos, seeds, smallest))
+    return found
+
+
+def num_comparisons(config: Config, grid: Grid) -> int:
+    """The size of the family that the report's correction will run over, once every cell is done.
+
+    As reports.verdicts.judge counts, which reads answers: a variant with its baseline in every column, the joined one
+    too, where they share a seed; but once where neither has a scale and both bring their published answers to a rule.
+    """
+    rules: dict[tuple[str, str, int], set[str]] = {}
+    places: dict[tuple[str, str], list[Cell]] = {}
+    for cell in grid.cells:
+        rules.setdefault((cell.trial.name, cell.benchmark, cell.context), set()).add(cell.scale_rule)
+        places.setdefault((cell.benchmark, cell.trial.setting), []).append(cell)
+    found = 0
+    for (benchmark, _), cells in places.items():
+        trials = {cell.trial.name: cell.trial for cell in cells}.values()
+        contexts = {cell.context for cell in cells}
+        joined = {context for context in contexts if context > train_length(config, benchmark)} or contexts
+        for rule, column in product({cell.scale_rule for cell in cells}, [*({one} for one in contexts), joined]):
+            brought: dict[str, dict[int, set[str]]] = {}  # variant -> seed -> rules whose answers it brings
+            for trial in trials:
+                there = [rules.get((trial.name, benchmark, context), set()) for context in column]
+                from_rules = {PUBLISHED if PUBLISHED in ran and not trial.scalable else rule for ran in there}
+                if all(from_rules & ran for ran in there):
+                    brought.setdefault(trial.variant.name, {})[trial.seed] = from_rules
+            baseline = brought.pop(config.study.baseline, {})
+            for seeds in brought.values():
+                bring = set().union(*baseline.values(), *seeds.values())
+                repeats = rule != PUBLISHED and bring == {PUBLISHED}
+                found += bool(baseline.keys() & seeds.keys()) and not repeats
     return found
 
 

@@ -167,7 +167,9 @@ class Tracker:
             for step in [line.pop("step")]
             for key, value in line.items()
         ]
-        metrics += [Metric(key, value, now, 0) for key, value in self._costs(trial.finetune, artifact).items()]
+        training = trial.config.cluster.training
+        costs = self._costs(artifact, training.workers * training.gpus_per_worker)
+        metrics += [Metric(key, value, now, 0) for key, value in costs.items()]
         metrics += [Metric("cached", float(cached), now, 0)]
         for first in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
@@ -186,7 +188,11 @@ class Tracker:
         if SEARCHED_TAG in self._client.get_run(run_id).data.tags:
             return
         self._client.log_artifact(run_id, str(artifact.path / "scale_search.json"))
-        self._client.log_metric(run_id, "scale_search/chosen", artifact.result["chosen"])
+        cluster = trial.config.cluster
+        gpus = cluster.search_workers * cluster.training.gpus_per_worker  # its workers hold them
+        values, now = {"chosen": artifact.result["chosen"], **self._costs(artifact, gpus)}, int(time.time() * 1000)
+        metrics = [Metric(f"scale_search/{key}", value, now, 0) for key, value in values.items()]
+        self._client.log_batch(run_id, metrics=metrics)
         self._client.set_tag(run_id, SEARCHED_TAG, artifact.fingerprint)
 
     def _record_evaluation(self, trial: Trial, benchmark: str, rule: str, artifact: Artifact, cached: bool) -> None:
@@ -216,7 +222,7 @@ class Tracker:
                 **_further_means(found),
                 **{f"prefill/{name}": value for name, value in found.get("prefill", {}).items()},
                 "duration_s": found["duration_s"],
-                "gpu_hours": gpu_hours(cell.stage, found["duration_s"]),
+                "gpu_hours": cell.stage.resources.num_gpus * found["duration_s"] / 3600,
                 "cached": float(cached),
             }
             now = int(time.time() * 1000)
@@ -244,10 +250,10 @@ class Tracker:
     def _multiple(self, benchmark: str, context: int) -> str:
         return f"{context / train_length(self._config, benchmark):g}x"
 
-    def _costs(self, stage: Stage, artifact: Artifact) -> dict[str, float]:
+    def _costs(self, artifact: Artifact, num_gpus: float) -> dict[str, float]:
         record = self._store.record(artifact.stage, artifact.fingerprint)
         duration_s = float(record.provenance["process"]["duration_s"]) if record else 0.0
-        return {"duration_s": duration_s, "gpu_hours": gpu_hours(stage, duration_s)}
+        return {"duration_s": duration_s, "gpu_hours": num_gpus * duration_s / 3600}
 
     def _trial_tags(self, trial: Trial) -> dict[str, str]:
         return {
@@ -284,11 +290,6 @@ class Tracker:
             "command": shlex.join(["hope", "run", *self._overrides, "--only", cell.id]),
             "fingerprint": cell.stage.fingerprint,
         }
-
-
-def gpu_hours(stage: Stage, duration_s: float) -> float:
-    """GPUs that the stage holds while it runs, times hours; 0 for a stage on CPUs."""
-    return stage.resources.num_gpus * duration_s / 3600
 
 
 def metric_name(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.accuracies import mean, summary
 from pipelines.asked import Asked, Videos
 from pipelines.attention import load_to_answer
-from pipelines.benchmarks.needles import NeedleBenchmark
+from pipelines.benchmarks.needles import NeedleBenchmark, check_split
 from pipelines.benchmarks.scoring import parse_answer
 from pipelines.benchmarks.videos import NeedleVideo, Question
 from pipelines.engine import Artifact, Stage, StageConfig
@@ -68,10 +68,14 @@ def evaluate_stage(
     chosen_scale: Stage | None = None,
     group: str,
 ) -> Stage:
-    """`dataset`: of the drawn needles. With `chosen_scale`, the scale search whose choice replaces `scale`."""
+    """`dataset`: of the drawn needles. With `chosen_scale`, the scale search whose choice replaces `scale`.
+
+    Raises ValueError where the data set draws too few films for the questions of both splits.
+    """
     inputs = {"checkpoint": checkpoint, "features": features}
     if isinstance(asked, NeedleBenchmark):
         assert dataset is not None
+        check_split(asked.name, asked.num_validation_films, dataset.config.identity.num_films)
         inputs["dataset"] = dataset
     if chosen_scale is not None:
         inputs["scale"] = chosen_scale

@@ -1,5 +1,6 @@
 """What a report says in words and plain rows: what was run, what failed, what to doubt, what it cost."""
 
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def facts(results: StudyResults, grid: pd.DataFrame) -> list[tuple[str, str]]:
     finished = int((results.cells.status == "FINISHED").sum())
     resolved = grid[grid.difference_standard_error.notna()]
     seeds = ", ".join(str(seed) for seed in sorted(set(results.cells.seed)))
-    half = 100 * ((resolved.difference_high - resolved.difference_low) / 2).median() if len(resolved) else float("nan")
+    half = 100 * ((resolved.difference_high - resolved.difference_low) / 2).median()
     return [
         ("baseline", results.baseline),
         ("variants", str(len({entry["variant"] for entry in results.record["variants"]}))),
@@ -22,7 +23,7 @@ def facts(results: StudyResults, grid: pd.DataFrame) -> list[tuple[str, str]]:
         ("seeds", seeds),
         ("cells", f"{finished} of {results.expected_cells}"),
         ("questions", f"{len(results.questions):,}"),
-        ("median interval of a difference", f"± {half:.1f} points"),
+        *([("median interval of a difference", f"± {half:.1f} points")] if len(resolved) else []),
         ("started", when(results)),
     ]
 
@@ -140,20 +141,26 @@ def doubts(results: StudyResults, grid: pd.DataFrame) -> list[str]:
 
 
 def costs(results: StudyResults) -> list[dict[str, str]]:
-    """Time and GPU hours by variant, counting what came from the store with what it cost when it ran."""
+    """Time and GPU hours by variant, counting what came from the store with what it cost when it ran.
+
+    An evaluation that answers cells of several scale rules (the same scale, or none) counts once.
+    """
     rows = []
     for variant in results.variants:
         trials, cells = (table[table.variant == variant] for table in (results.trials, results.cells))
+        answered = cells.drop_duplicates(["trial", "context", "fingerprint"])
+        hours = (trials.gpu_hours, trials["scale_search/gpu_hours"], answered.gpu_hours)
         rows.append(
             {
                 "variant": variant,
                 "trials": str(len(trials)),
                 "trials_cached": str(int(trials.cached.fillna(0).sum())),
                 "training": duration(trials.duration_s.sum()),
+                "search": duration(trials["scale_search/duration_s"].sum(min_count=1)),
                 "cells": str(len(cells)),
                 "cells_cached": str(int(cells.cached.fillna(0).sum())),
-                "evaluation": duration(cells.duration_s.sum()),
-                "gpu_hours": f"{trials.gpu_hours.sum() + cells.gpu_hours.sum():.1f}",
+                "evaluation": duration(answered.duration_s.sum()),
+                "gpu_hours": f"{sum(spent.sum() for spent in hours):.1f}",
             }
         )
     return rows
@@ -161,7 +168,9 @@ def costs(results: StudyResults) -> list[dict[str, str]]:
 
 def duration(seconds: float) -> str:
     return (
-        f"{seconds:.0f} s"
+        "–"
+        if isnan(seconds)
+        else f"{seconds:.0f} s"
         if seconds < 120
         else f"{seconds / 60:.1f} min"
         if seconds < 7200

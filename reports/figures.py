@@ -190,7 +190,7 @@ def training_curve(name: str, alt: str, curves: pd.DataFrame, looks_of: dict[str
 
 
 def preference_curves(name: str, alt: str, rows: Sequence[tuple[Look, Sequence[float], Sequence[float]]]) -> str:
-    """rows: look, distances in frames (from 1), S / (2 sigma^2) at them. Below zero the property is broken."""
+    """rows: look, distances in frames, S / (2 sigma^2) at them. Below zero the property is broken."""
 
     def paint(axes: Axes) -> None:
         axes.axhline(0, color=INK, linewidth=0.9)

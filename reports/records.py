@@ -16,7 +16,8 @@ CELL_TAGS = (
 )
 CELL_METRICS = ("accuracy", "questions", "errors", "unparsed", "duration_s", "gpu_hours", "cached")
 TRIAL_TAGS = ("variant", "setting", "layout", "allocation", "scaling", "model", "recipe", "trial", "error")
-TRIAL_METRICS = ("duration_s", "gpu_hours", "cached", *CURVES)
+SEARCH_COSTS = ("scale_search/duration_s", "scale_search/gpu_hours")
+TRIAL_METRICS = ("duration_s", "gpu_hours", "cached", *SEARCH_COSTS, *CURVES)
 QUESTION_FIELDS = ("id", "video", "kind", "context", "depth", "correct", "error", "scale")
 SEARCH_FIELDS = (
     *("scale", "accuracy", "low", "high", "questions", "correct", "state", "per_kind"),

@@ -98,7 +98,12 @@ def write_figures(page: dict[str, Any], folder: Path) -> None:
     for place, figure in enumerate([*figures, page["slots"], page["preference"]]):
         style = "color:#1b1f24;--grid:#e3e5df;background:#fdfdfb;font-family:sans-serif"
         svg = str(figure.svg).replace("<svg ", f'<svg style="{style}" ', 1)
-        (folder / f"{place:02d}-{anchor(figure.caption.lower())}.svg").write_text(svg)
+        (folder / f"{place:02d}-{file_part(figure.caption)}.svg").write_text(svg)
+
+
+def file_part(text: str) -> str:
+    """Text as a part of a file's name, of which file systems allow 255 bytes in all."""
+    return anchor(text.lower()).encode()[:100].decode(errors="ignore")
 
 
 def page_of(results: StudyResults, grid: pd.DataFrame, published: Path) -> dict[str, Any]:

@@ -82,7 +82,9 @@ class StudyResults:
 
     @property
     def scale_rules(self) -> list[str]:
-        return list(self.record["scale_rules"])
+        """The study's scale rules, less those whose every cell it excludes."""
+        there = set(self.cells.scale_rule)
+        return [rule for rule in self.record["scale_rules"] if rule in there]
 
     def variant(self, name: str) -> dict[str, Any]:
         return next(variant for variant in self.record["variants"] if variant["name"] == name)

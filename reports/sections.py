@@ -199,13 +199,15 @@ def search_figures(results: StudyResults) -> list[Figure]:
 
 
 def search_boundaries(results: StudyResults) -> str:
-    """Whether the chosen scales lie inside the searched range or on its edge."""
+    """Whether the chosen scales lie inside the searched range or on its edge, of searches that tried several."""
     if results.searches.empty:
         return ""
     edges = results.searches.groupby("trial").scale.agg(["min", "max"])
-    chosen = results.searches[results.searches.chosen].set_index("trial").scale
-    low = int((chosen == edges["min"].reindex(chosen.index)).sum())
-    high = int((chosen == edges["max"].reindex(chosen.index)).sum())
+    edges = edges[edges["min"] < edges["max"]]
+    if edges.empty:
+        return "Every search tried a single scale, which it had to choose."
+    chosen = results.searches[results.searches.chosen].set_index("trial").scale.reindex(edges.index)
+    low, high = (int((chosen == edges[end]).sum()) for end in ("min", "max"))
     return (
         f"Of {len(chosen)} searches {len(chosen) - low - high} chose a scale inside the range that they tried, "
         f"{low} the smallest and {high} the largest."

@@ -90,11 +90,13 @@ def label_of(results: StudyResults, variant: str) -> str:
 
 
 def accuracy_tables(results: StudyResults, grid: pd.DataFrame, scale_rules: list[str]) -> list[AccuracyTable]:
+    cells = results.cells
+    there = set(zip(cells.benchmark, cells.setting, cells.scale_rule, strict=True))
     return [
         accuracy_table(results, grid, benchmark, scale_rule, setting)
         for benchmark, setting in results.places
         for scale_rule in scale_rules
-        if results.contexts(benchmark, setting)
+        if (benchmark, setting, scale_rule) in there
     ]
 
 

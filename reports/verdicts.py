@@ -10,7 +10,7 @@ import pandas as pd
 from reports.results import StudyResults
 from reports.statistics import Column, Estimate, contrast, holm, mean_estimates, verdict
 
-# Scale rules in the order in which a report shows them; a variant without a scale has cells of the first only.
+# Scale rules in the order in which a report shows them; a variant without a scale is shown with the first's.
 DEFAULT_RULE = "published"
 # The column of a table that joins the contexts beyond the training length, or all when none is.
 BEYOND = "beyond"
@@ -20,8 +20,8 @@ BEYOND = "beyond"
 class Asked:
     """One column's answers with the names of its axes.
 
-    left_out counts questions that not every trial answered; errors, by variant, answers that are missing for an error
-    and count as wrong.
+    left_out counts questions that not every trial answered; errors, by variant, the column's answers that are missing
+    for an error and count as wrong. published: the variants whose every answer was given under the rule "published".
     """
 
     column: Column
@@ -29,6 +29,7 @@ class Asked:
     seeds: list[int]
     left_out: int
     errors: dict[str, int]
+    published: set[str]
 
     def weights(self, by_variant: dict[str, float]) -> list[float]:
         return [by_variant.get(variant, 0.0) for variant in self.variants]
@@ -38,18 +39,17 @@ def questions_under(results: StudyResults, benchmark: str, scale_rule: str, sett
     """Questions of one benchmark at one scale rule, at one setting of the study's axes or (None) at all.
 
     Variants without a scale answer alike under every rule: they bring their published cells, so that one comparison is
-    not made twice.
+    not made twice, and the rule's own where the study leaves the published one out.
     """
     asked = results.questions[results.questions.benchmark == benchmark]
     if setting is not None:
         asked = asked[asked.setting == setting]
-    of_rule = asked.scale_rule == scale_rule
-    if DEFAULT_RULE not in results.scale_rules:
-        return asked[of_rule]
+    own = asked[asked.scale_rule == scale_rule]
+    if own.empty:
+        return own
     fixed = [variant["name"] for variant in results.record["variants"] if not variant["scalable"]]
-    return asked[
-        (of_rule & ~asked.variant.isin(fixed)) | ((asked.scale_rule == DEFAULT_RULE) & asked.variant.isin(fixed))
-    ]
+    published = asked[(asked.scale_rule == DEFAULT_RULE) & asked.variant.isin(fixed)]
+    return pd.concat([published, own]).drop_duplicates(["variant", "seed", "context", "id"])
 
 
 def joined_contexts(results: StudyResults, benchmark: str, setting: str | None = None) -> list[str]:
@@ -63,23 +63,22 @@ def ask(results: StudyResults, questions: pd.DataFrame, contexts: list[str]) -> 
 
     A trial counts when all of these contexts are finished; a question counts when every such trial answered it.
     """
+    trial, question = ["variant", "seed"], ["context", "id"]
     here = questions[questions.context.isin(contexts)]
-    finished = here.groupby(["variant", "seed"]).context.nunique()
-    whole = finished[finished == len(contexts)].index
-    answers = here.assign(correct=here.correct.astype(float)).pivot(
-        index=["variant", "seed"], columns=["context", "id"], values="correct"
-    )
-    answers = answers.loc[answers.index.isin(whole)]
+    here = here[here.groupby(trial).context.transform("nunique") == len(contexts)]
+    answers = here.assign(correct=here.correct.astype(float)).pivot(index=trial, columns=question, values="correct")
     complete = answers.dropna(axis=1)
     variants = [name for name in results.variants if name in complete.index.get_level_values("variant")]
     seeds = sorted(set(complete.index.get_level_values("seed")))
     correct = np.full((len(variants), len(seeds), complete.shape[1]), nan)
     for (variant, seed), row in zip(complete.index, complete.to_numpy(), strict=True):
         correct[variants.index(variant), seeds.index(seed)] = row
-    video_of = here.drop_duplicates(["context", "id"]).set_index(["context", "id"]).video
+    video_of = here.drop_duplicates(question).set_index(question).video
     videos = video_of.loc[complete.columns].to_numpy(dtype=object)
-    errors = here[here.error.notna()].groupby("variant").size().to_dict()
-    return Asked(Column(correct, videos), variants, seeds, answers.shape[1] - complete.shape[1], errors)
+    failed = here[here.error.notna()].set_index(question)
+    errors = failed[failed.index.isin(complete.columns)].groupby("variant").size().to_dict()
+    published = set(variants) - set(here.variant[here.scale_rule != DEFAULT_RULE])
+    return Asked(Column(correct, videos), variants, seeds, answers.shape[1] - complete.shape[1], errors, published)
 
 
 def judge(results: StudyResults) -> pd.DataFrame:
@@ -87,7 +86,8 @@ def judge(results: StudyResults) -> pd.DataFrame:
 
     Every setting of the study's axes has columns of its own, with its own baseline. Holm's correction runs over every
     comparison of the report at once: benchmarks, settings, scale rules, contexts and variants.
-    Rows that repeat another rule's comparison (neither the variant nor the baseline has a scale) count once.
+    Rows that repeat another rule's comparison (neither the variant nor the baseline has a scale) count once. Raises
+    ValueError where no finished cell has an answer.
     """
     rows: list[dict[str, Any]] = []
     for benchmark, setting in results.places:
@@ -99,13 +99,16 @@ def judge(results: StudyResults) -> pd.DataFrame:
                 asked = ask(results, questions, contexts)
                 if asked.variants:
                     rows += judge_column(results, benchmark, scale_rule, context, asked)
+    if not rows:
+        raise ValueError(
+            f"study {results.study!r} has no answer of a finished cell: see hope status study={results.study}"
+        )
     return correct_over_grid(pd.DataFrame(rows))
 
 
 def judge_column(
     results: StudyResults, benchmark: str, scale_rule: str, context: str, asked: Asked
 ) -> list[dict[str, Any]]:
-    scalable = {variant["name"]: variant["scalable"] for variant in results.record["variants"]}
     rows = []
     for variant, mean in zip(asked.variants, mean_estimates(asked.column), strict=True):
         difference, baseline = None, results.baseline_of(variant)
@@ -127,10 +130,7 @@ def judge_column(
                 "left_out": asked.left_out,
                 "answers": len(asked.column.videos) * mean.num_seeds,
                 "errors": asked.errors.get(variant, 0),
-                "repeats": scale_rule != DEFAULT_RULE
-                and not scalable[variant]
-                and not scalable[baseline]
-                and DEFAULT_RULE in results.scale_rules,
+                "repeats": scale_rule != DEFAULT_RULE and {variant, baseline} <= asked.published,
                 **difference_fields(difference),
             }
         )

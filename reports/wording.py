@@ -15,13 +15,15 @@ def listing(words: list[str]) -> str:
 def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
     """What the study says, in a sentence per benchmark (one for all, when they agree)."""
     rule = headline_rule(results)
-    rows = grid[(grid.scale_rule == rule) & (grid.context == BEYOND) & ~grid.variant.map(results.is_baseline)]
+    compared = grid[(grid.scale_rule == rule) & (grid.context == BEYOND) & (grid.verdict != "")]
     baseline = results.baseline
-    if rows.empty or rows.verdict.eq("").all():
+    if compared.empty:
         return f"No finished cell can be compared with {baseline} yet."
     where: dict[str, list[str]] = {}
-    for benchmark, here in rows.groupby("benchmark", sort=False):
-        said = (said_over_settings if len(results.settings) > 1 else said_of)(results, here, baseline)
+    for benchmark in results.benchmarks:
+        here = compared[compared.benchmark == benchmark]
+        say = said_over_settings if len(results.settings) > 1 else said_of
+        said = f"no finished cell can be compared with {baseline}" if here.empty else say(results, here, baseline)
         where.setdefault(said, []).append(results.record["benchmarks"][benchmark]["title"])
     sentences = [f"on {listing(titles)}, {said}." for said, titles in where.items()]
     opening = f"{length_phrase(results)}, with each variant {RULE_PHRASES.get(rule, f'under the scale rule {rule}')}"
@@ -30,9 +32,8 @@ def verdict_sentence(results: StudyResults, grid: pd.DataFrame) -> str:
     )
 
 
-def said_over_settings(results: StudyResults, rows: pd.DataFrame, baseline: str) -> str:
+def said_over_settings(results: StudyResults, compared: pd.DataFrame, baseline: str) -> str:
     """How many of a study's settings find each variant better, and worse."""
-    compared = rows[rows.verdict != ""]
     decided: dict[str, list[str]] = {}
     unclear: dict[str, list[str]] = {}
     for label, found in compared.groupby(compared.variant.map(lambda name: label_of(results, name)), sort=False):
@@ -52,8 +53,7 @@ def length_phrase(results: StudyResults) -> str:
     return "beyond the training length" + (", or over all contexts where there is none beyond it" if any(whole) else "")
 
 
-def said_of(results: StudyResults, rows: pd.DataFrame, baseline: str) -> str:
-    compared = rows[rows.verdict != ""]
+def said_of(results: StudyResults, compared: pd.DataFrame, baseline: str) -> str:
     one_seed = compared[compared.difference_num_seeds < 2]
     parts = []
     for found in ("better", "worse"):

@@ -73,6 +73,15 @@ def read_needles(path: Path) -> list[Needle]:
     ]
 
 
+def check_split(name: str, num_validation_films: int, num_films: int) -> None:
+    """Raise ValueError where no film is left for validation or for the test."""
+    if not 0 < num_validation_films < num_films:
+        raise ValueError(
+            f"benchmarks.{name}.num_validation_films is {num_validation_films} of {num_films} films; "
+            "leave at least one for validation and one for the test questions"
+        )
+
+
 def split_films(
     films: Mapping[str, int | None], name: str, num_validation_films: int, split: str
 ) -> dict[str, int | None]:
@@ -83,11 +92,7 @@ def split_films(
     names = sorted(films)
     if num_validation_films == 0 and split == "test":
         return dict(films)
-    if not 0 < num_validation_films < len(names):
-        raise ValueError(
-            f"benchmark.{name}.num_validation_films is {num_validation_films} of {len(names)} films; "
-            "leave at least one for validation and one for the test questions"
-        )
+    check_split(name, num_validation_films, len(names))
     chosen = {"validation": names[:num_validation_films], "test": names[num_validation_films:]}[split]
     return {film: films[film] for film in chosen}
 

@@ -52,6 +52,10 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["plan", "study=smoke", "recipe.stpes=1"], "unknown key recipe.stpes"),
         (["plan", "study=frequency_allocation", "model=qwen2_vl_2b"], "the model that was chosen has no such key"),
         (["plan", "study=layout", "model=qwen2_vl_2b"], "give a multiple, such as dataset.frame_size=56"),
+        (
+            ["plan", "study=smoke", "benchmarks.v_niah_d.num_validation_films=4"],
+            "benchmarks.v_niah_d.num_validation_films is 4 of 4 films; leave at least one for validation",
+        ),
         (["run", "study=smoke", "--only", "nobody"], "--only 'nobody' matches no cell"),
         (["theory", "nope"], "unknown variant 'nope'"),
         (["doctor", "color=red"], "'color=red' is not understood here"),

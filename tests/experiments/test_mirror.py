@@ -79,6 +79,23 @@ def test_a_run_whose_server_never_answers_loses_nothing_to_the_next_one(finished
     check_tree(finished)
 
 
+def test_a_trial_says_how_long_its_training_and_its_scale_search_took(finished: list[str]) -> None:
+    workers = ["cluster.training.workers=2", "cluster.search_workers=2", "cluster.training.gpus_per_worker=1"]
+    assert main(["sync", *finished, *workers]) == 0
+    config, _ = load_config(finished)
+    store = Store(config.store)
+    trials = {trial.name: trial for trial in build_grid(config).trials}
+    found = {run.data.tags["key"]: run.data.metrics for run in runs_of(finished) if run.data.tags["kind"] == "trial"}
+    for name, trial in trials.items():
+        for stage, prefix, gpus in ((trial.finetune, "", 2), (trial.search, "scale_search/", 2)):
+            assert stage
+            record = store.record(stage.name, stage.fingerprint)
+            assert record
+            seconds = record.provenance["process"]["duration_s"]
+            assert found[name][f"{prefix}duration_s"] == seconds > 0
+            assert found[name][f"{prefix}gpu_hours"] == pytest.approx(gpus * seconds / 3600)
+
+
 def test_a_writer_cut_off_in_the_middle_of_a_run_leaves_no_half_of_it(finished: list[str]) -> None:
     mirror = open_mirror(finished, [])
     events = ends(finished)

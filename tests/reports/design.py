@@ -58,7 +58,10 @@ PAIR = (QUICKSTART[1], QUICKSTART[3])
 
 @dataclass(frozen=True)
 class Design:
-    """What to simulate. failed holds (variant, seed, benchmark, context, scale rule) of cells that fail."""
+    """What to simulate.
+
+    failed holds (variant, seed, benchmark, context, scale rule) of cells that fail, excluded of those that are not run.
+    """
 
     name: str = "simulated"
     question: str = "Does zeroing the temporal frequencies help on long video?"
@@ -79,6 +82,7 @@ class Design:
     steps: int = 20
     rng_seed: int = 0
     failed: frozenset[tuple[str, int, str, int, str]] = frozenset()
+    excluded: frozenset[tuple[str, int, str, int, str]] = frozenset()
     # (variant, context) of cells whose first three questions end in an error.
     unanswered: frozenset[tuple[str, int]] = frozenset()
     quarantine: tuple[dict[str, Any], ...] | None = None

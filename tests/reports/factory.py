@@ -124,7 +124,7 @@ def study_run(design: Design) -> Run:
         "question": design.question,
         "baseline": design.baseline,
         "command": f"hope run study={design.name}",
-        "expected_cells": str(cells * len(design.scale_rules)),
+        "expected_cells": str(cells * len(design.scale_rules) - len(design.excluded) * len(design.settings)),
     }
     files = {"study.json": json.dumps(study), "config.yaml": f"study: {design.name}\nseeds: {list(design.seeds)}\n"}
     metrics: list[tuple[str, float, int]] = []
@@ -180,12 +180,16 @@ def trial_runs(
             gain = (0.1 if rule == "searched" and variant.scalable else 0.0) + 0.05 * design.settings.index(setting)
             chance = 0.9 - 0.6 * reach + (variant.effect + gain) * reach + luck * reach + difficulty[benchmark, context]
             correct = draws[benchmark, context] < chance
+            if (variant.name, seed, benchmark, context, rule) in design.excluded:
+                continue
             cell_run, asked = cell(design, shared, (benchmark, context, rule), scale, correct)
             cells.append(Run(**{**cell_run.__dict__, "parent": place}))
             lines += asked
-        trial.files[f"questions/{benchmark}/{rule}.jsonl"] = "".join(lines)
+        if lines:
+            trial.files[f"questions/{benchmark}/{rule}.jsonl"] = "".join(lines)
     if variant.scalable:
         trial.files["scale_search.json"] = json.dumps(scale_search(rng))
+        trial.metrics += [("scale_search/duration_s", 45.0, 0), ("scale_search/gpu_hours", 0.5, 0)]
     return [trial, *cells]
 
 
@@ -209,7 +213,8 @@ def cell(
         "question_set": "a1b2c3",
         "scorer": "argmax@1",
         "command": f"hope run study={design.name} cell={shared['trial']}/{benchmark}/{context}/{rule}",
-        "fingerprint": f"f-{shared['trial']}-{benchmark}-{context}-{rule}",
+        # One stage answers a benchmark's contexts at a scale, under whichever rules have that scale.
+        "fingerprint": f"f-{shared['trial']}-{benchmark}-{'searched' if scale and rule == 'searched' else scale}",
         **design.cell_tags.get((shared["variant"], context), {}),
     }
     metrics = [

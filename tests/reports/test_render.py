@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,8 +24,9 @@ from reports.svg import inline
 from reports.table_texts import summary_table
 from reports.theory_figures import slot_figure
 from reports.verdicts import judge
+from tests.reports.bulk import write_study_in_bulk
 from tests.reports.conftest import EVIL, STUDY
-from tests.reports.design import PAIR, Design
+from tests.reports.design import PAIR, QUICKSTART, Design
 from tests.reports.factory import write_study
 
 
@@ -136,6 +138,10 @@ def test_every_cell_leads_to_its_run_and_command(html: str, results: StudyResult
     assert results.run_id in html
 
 
+def test_what_the_costs_leave_out_is_said(html: str) -> None:
+    assert "Left out: drawing, decoding and encoding the videos" in html[html.index('id="costs"') :]
+
+
 def test_failures_are_listed_with_their_cause(html: str, files: ReportFiles) -> None:
     assert "RuntimeError: &lt;script&gt;" in html
     assert "Not finished: 1 of 72 cells" in html
@@ -197,6 +203,16 @@ def test_figures_are_files_that_stand_alone(files: ReportFiles) -> None:
         assert "mathdefault" not in path.read_text()
 
 
+def test_a_caption_of_any_length_and_script_names_a_file(results: StudyResults, tmp_path: Path) -> None:
+    record = copy.deepcopy(results.record)
+    record["benchmarks"]["v_niah"]["title"] = 100 * "ναός "
+    files = write_report(replace(results, record=record), tmp_path / "report")
+    names = [path.name for path in sorted(files.figures.iterdir())]
+    assert len({name[:2] for name in names}) == len(names) > 5
+    assert names[0].startswith("00-ναός-ναός-")
+    assert max(len(name.encode()) for name in names) <= 107
+
+
 def test_a_variant_of_four_indices_has_its_slots_drawn(results: StudyResults) -> None:
     record = copy.deepcopy(results.record)
     record["variants"][0]["slot_axes"] = [0, 1, 2, 3] * 8
@@ -253,6 +269,16 @@ def test_one_seed_is_said_not_judged(root: Path, tmp_path: Path) -> None:
     page = write_report(results, tmp_path / "report").html.read_text()
     assert "One seed only" in page
     assert "nothing can be told beyond this seed" in page
+
+
+def test_a_study_that_excludes_its_published_cells_is_reported_whole(root: Path, tmp_path: Path) -> None:
+    design = Design(name="not as published", variants=QUICKSTART)
+    cells = product((v.name for v in QUICKSTART), design.seeds, design.benchmarks, design.contexts, ("published",))
+    results = load_study(write_study_in_bulk(root, replace(design, excluded=frozenset(cells))), design.name)
+    files = write_report(results, tmp_path / "report")
+    assert [line.split()[0] for line in files.summary.read_text().splitlines()[2:-2]] == [v.name for v in QUICKSTART]
+    assert "As published" not in files.html.read_text()
+    assert files.latex.read_text().count(r"\toprule") == 1
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH")

@@ -1,5 +1,6 @@
 """Which answers a verdict is made of: whole trials, questions that all answered, every comparison counted once."""
 
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -55,9 +56,10 @@ def study(
         "benchmarks": {"v_niah": {"train_length": train_length}},
         "scale_rules": list(scale_rules),
     }
-    cells = [("v_niah", "", context, size) for context, size in CONTEXTS.items()]
-    made["cells"] = pd.DataFrame(cells, columns=["benchmark", "setting", "context", "context_size"])
     made["questions"] = answers(scale_rules) if questions is None else questions
+    rules = made["questions"].scale_rule.unique()
+    cells = [("v_niah", "", rule, context, size) for rule in rules for context, size in CONTEXTS.items()]
+    made["cells"] = pd.DataFrame(cells, columns=["benchmark", "setting", "scale_rule", "context", "context_size"])
     return StudyResults(**made)
 
 
@@ -97,7 +99,9 @@ def test_a_variant_without_a_scale_brings_its_published_answers_to_every_rule() 
 
 
 def test_only_the_answers_of_the_benchmark_and_the_setting_are_taken() -> None:
-    others = [answers(("published",)).assign(benchmark="mlvu"), answers(("published",)).assign(setting="recipe.lr=1")]
+    others = [answers(("published",)) for _ in range(2)]
+    others[0]["benchmark"] = "mlvu"
+    others[1]["setting"], others[1]["variant"] = "recipe.lr=1", others[1].variant + " · recipe.lr=1"
     results = study(("published",), questions=pd.concat([answers(("published",)), *others], ignore_index=True))
     own = len(answers(("published",)))
     assert len(questions_under(results, "v_niah", "published", "")) == own
@@ -141,6 +145,18 @@ def test_answers_that_ended_in_an_error_are_counted_by_variant() -> None:
     assert not judged.errors["m_rope"].any()
 
 
+def test_errors_of_answers_that_a_column_leaves_out_are_not_counted_in_it() -> None:
+    questions = answers(("published",))
+    asked = questions[(questions.variant == "hope") & questions.id.isin(["q1", "q2"])]
+    questions.loc[asked.index, "error"] = "out of memory"
+    # Seed 1 is no whole trial beyond the training length, and q2 was not put to all of the others.
+    questions = without(questions, "variant == 'hope' and seed == 1 and context == '64'")
+    questions = without(questions, "variant == 'vanilla' and seed == 0 and id == 'q2'")
+    judged = judge(study(("published",), questions=questions)).set_index(["variant", "context"])
+    assert judged.errors["hope"].to_dict() == {"16": 3, "32": 3, "64": 2, BEYOND: 4}
+    assert judged.answers["hope"][BEYOND] == 2 * 22
+
+
 def test_a_row_says_accuracy_difference_and_what_they_are_made_of() -> None:
     results = study(("published",))
     judged = judge(results).set_index(["context", "variant"])
@@ -182,6 +198,52 @@ def test_nothing_repeats_where_the_baseline_has_a_scale_or_nothing_was_run_as_pu
     judged = judge(study(rules, baseline=baseline))
     assert not judged.repeats.any()
     assert judged.p_value.notna().sum() == 2 * 4 * 2
+
+
+def test_variants_without_a_scale_bring_their_own_answers_where_the_study_leaves_the_published_ones_out() -> None:
+    everything = answers(("published", "equal", "searched"))
+    questions = without(everything, "scale_rule == 'published'")
+    results = study(("published", "equal", "searched"), questions=questions)
+    assert results.scale_rules == ["equal", "searched"]
+    judged = judge(results)
+    assert set(judged.groupby("scale_rule").variant.unique().map(tuple)) == {tuple(VARIANTS)}
+    assert not judged.repeats.any()
+    assert judged.p_value.notna().sum() == 2 * 4 * 2
+    asked = questions_under(results, "v_niah", "searched")
+    pd.testing.assert_frame_equal(asked, questions[questions.scale_rule == "searched"])
+
+
+def test_a_comparison_repeats_only_where_all_its_answers_are_the_published_ones() -> None:
+    everything = answers(("published", "searched"))
+    questions = without(everything, "variant == 'vanilla' and scale_rule == 'published' and context == '64'")
+    judged = judge(study(questions=questions)).set_index(["scale_rule", "context", "variant"])
+    assert judged[judged.repeats].loc["searched"].index.to_list() == [
+        *[("16", "m_rope"), ("16", "vanilla"), ("32", "m_rope"), ("32", "vanilla")],
+        *[("64", "m_rope"), (BEYOND, "m_rope")],
+    ]
+    assert ("published", "64", "vanilla") not in judged.index
+    counted = judged[~judged.repeats & judged.p_value.notna()].groupby("variant").size()
+    assert counted.to_dict() == {"hope": 2 * 4, "vanilla": 4}
+
+
+def test_a_study_of_variants_without_a_scale_alone_is_judged_without_its_published_cells() -> None:
+    questions = without(answers(("published", "searched")), "variant == 'hope' or scale_rule == 'published'")
+    judged = judge(study(questions=questions))
+    assert set(judged[judged.variant == "vanilla"].verdict) <= {"better", "worse", "cannot tell"}
+    assert len(judged) == 4 * 2
+
+
+def test_a_rule_without_an_answer_of_its_own_has_no_column() -> None:
+    other = answers(("published",)).assign(benchmark="mlvu")
+    questions = pd.concat([answers(("published", "searched")), other], ignore_index=True)
+    assert questions_under(study(questions=questions), "mlvu", "searched").empty
+
+
+def test_a_study_without_a_single_answer_is_refused_in_one_line() -> None:
+    results = study()
+    with pytest.raises(ValueError, match="has no answer of a finished cell") as raised:
+        judge(replace(results, study="mine", questions=results.questions.iloc[:0]))
+    assert "\n" not in str(raised.value)
 
 
 def test_the_verdict_of_a_row_is_that_of_its_corrected_p_value() -> None:
