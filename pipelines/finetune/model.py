@@ -62,7 +62,10 @@ def spread(model: Any, accelerator: Accelerator, recipe: Recipe, *, fsdp: bool) 
     half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if recipe.precision == "bf16" else {}
     policy = MixedPrecisionPolicy(**half, cast_forward_inputs=False)  # positions must stay float32
     inner = (model.get_base_model() if recipe.lora else model).model
-    for layer in (*inner.language_model.layers, *inner.visual.blocks):
+    # The tower belongs to the whole model, which every forward gathers: its blocks run where a piece shows a medium,
+    # once for pictures and once for videos, so workers would gather them at different times. During a step each worker
+    # has the tower whole.
+    for layer in inner.language_model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
