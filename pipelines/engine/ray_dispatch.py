@@ -160,9 +160,13 @@ class Dispatch:
             options["num_gpus"] = needs["GPU"]
         if "memory" in needs:
             options["memory"] = needs["memory"]
+        # A task that asked for no GPU would see them all (https://github.com/ray-project/ray/issues/54868). What the
+        # stage starts, Ray Train's workers and Ray Data's, inherits this, and sees the GPUs that it asks for itself.
+        environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
         if stage.process_group is not None:
-            # Ray never runs tasks of two runtime environments in one worker process.
-            options["runtime_env"] = {"env_vars": {"HOPE_PROCESS_GROUP": stage.process_group}}
+            environment["HOPE_PROCESS_GROUP"] = stage.process_group
+        # Ray never runs tasks of two runtime environments in one worker process.
+        options["runtime_env"] = {"env_vars": environment}
         remote = self._on_gpu if "GPU" in needs else self._on_cpu
         ref = remote.options(**options).remote(self._store.root, self._store.leases.heartbeat_s, job)
         self._in_flight[ref] = stage, job

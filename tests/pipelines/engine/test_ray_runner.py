@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,19 @@ def test_each_gpu_stage_has_a_process_of_its_own_and_leaves_the_device_free(ray_
     pids = {run["pid"] for run in runs(desk)}
     assert len(pids) == 2
     toys.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_stage_and_the_tasks_that_it_starts_see_the_gpus_that_each_asked_for(
+    ray_runner: RayRunners, desk: Path
+) -> None:
+    def told(key: str, *, starts: str, **options: Any) -> Any:
+        stage = toy(toys.tell_gpus, key, desk, extra=starts, **options)
+        return ray_runner().run([stage]).artifacts[stage.fingerprint].result
+
+    for number, options in enumerate(({}, {"process_group": "trial"}, {})):  # the last in the process of the first
+        assert told(f"{number}", starts="0 1", **options) == {"own": "", "of tasks": ["", "0"]}
+    on_gpu = told("on gpu", starts="0", resources=Resources(num_gpus=1), process_group="trial")
+    assert on_gpu == {"own": "0", "of tasks": [""]}
 
 
 def test_stages_run_at_once_as_their_resources_allow(ray_runner: RayRunners, desk: Path) -> None:
