@@ -93,9 +93,13 @@ def save_model(
 def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model  # seconds to import, and most trainings need none of it
 
-    known = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    parts = model.model.language_model.named_modules()
+    known = {name.rpartition(".")[2] for name, part in parts if isinstance(part, torch.nn.Linear)}
     if unknown := set(lora.targets) - known:
-        raise ValueError(f"recipe.lora.targets has {sorted(unknown)[0]!r}; the model has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"recipe.lora.targets has {sorted(unknown)[0]!r}; the language model's layers have "
+            f"{', '.join(sorted(known))}: name some of them"
+        )
     targets = "|".join(map(re.escape, lora.targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
