@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from hope_core import Variant
@@ -69,14 +68,6 @@ def spread(model: Any, accelerator: Accelerator, recipe: Recipe, *, fsdp: bool) 
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
-
-
-def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """All weights, unsharded, on the CPU; every worker must ask."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-        for name, tensor in model.state_dict().items()
-    }
 
 
 def save_model(

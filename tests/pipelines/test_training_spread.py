@@ -110,10 +110,11 @@ def test_sharded_weights_train_on_the_same_rows_and_positions_to_the_same_weight
 ) -> None:
     recipe = dataclasses.replace(RECIPE, held_out=HeldOut(3, 2, "best"))
     # A checkpoint right after a measurement, and steps after it.
-    stage = stage_of(checkpoint, recipe, fsdp=True, micro_batch_size=1, checkpoint_steps=2)
+    stage = stage_of(checkpoint, recipe, fsdp=True, micro_batch_size=1, checkpoint_steps=2, attention="eager")
     one = run(stage.config, trial, tmp_path)
     two = on_two(stage, trial, tmp_path / "two")
-    same = ("samples_sha256", "position_ids_sha256", "drawn_scales", "num_samples", "steps", "best_step")
+    same = ("samples_sha256", "position_ids_sha256", "drawn_scales", "num_samples", "steps", "best_step", "attention")
+    assert one["attention"] == "eager"
     assert {key: two[key] for key in same} == {key: one[key] for key in same}
     assert_as_one_worker(tmp_path / "two" / "out", tmp_path)
 
