@@ -114,7 +114,7 @@ def build_sample(
     """The row of a conversation's pieces; `encode` turns a text into ids.
 
     A row of more than `cutoff_len` tokens is cut there, or before the medium that the cut would fall into. Raises
-    BadSample when that leaves no answer.
+    BadSample for a row that has no answer, or none behind its first token, which nothing predicts.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -131,7 +131,9 @@ def build_sample(
     length = len(ids)
     if cutoff_len is not None and length > cutoff_len:
         length = min([cutoff_len, *(first for first, end, _ in ends if end > cutoff_len)])
-    if all(label == IGNORED for label in labels[:length]):
+    if all(label == IGNORED for label in labels[1:]):
+        raise BadSample("it has no answer behind its first token, and nothing predicts that one")
+    if all(label == IGNORED for label in labels[1:length]):
         largest = max((end - first for first, end, _ in ends), default=0)
         raise BadSample(
             f"recipe.cutoff_len {cutoff_len} leaves no answer of {len(ids)} tokens (largest medium {largest})"

@@ -6,7 +6,7 @@ from pipelines.engine.local_runner import LocalRunner
 from pipelines.engine.plan import PlannedStage, State, explain, plan
 from pipelines.engine.ray_runner import RayRunner
 from pipelines.engine.runner import Event, EventKind, OnEvent, Runner, Summary, ignore
-from pipelines.engine.stage import Artifact, Resources, Stage, StageConfig, walk
+from pipelines.engine.stage import Artifact, Resources, Stage, StageConfig, Workers, walk
 from pipelines.engine.store import Failure, Record, Store, StoreError
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Store",
     "StoreError",
     "Summary",
+    "Workers",
     "diff",
     "encode",
     "explain",

@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,10 +17,11 @@ from pipelines.engine.execute import Job, Outcome, execute, make_failure, make_j
 from pipelines.engine.frontier import Frontier
 from pipelines.engine.provenance import capture_launch
 from pipelines.engine.runner import EventKind, OnFailure, ignore
-from pipelines.engine.stage import Resources, Stage
+from pipelines.engine.stage import Resources, Stage, Workers
 from pipelines.engine.store import Store
 
 MAX_BACKOFF_S = 60.0
+SLACK = 1e-6  # sums of fractions of a GPU
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,22 @@ def limit_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def check_nodes(stages: Iterable[Stage]) -> None:
-    """Raise ValueError in one line if one of the stages fits no node of the cluster that this process has joined."""
+def check_nodes(stages: Sequence[Stage]) -> None:
+    """Raise ValueError in one line if the nodes of the cluster that this process has joined cannot hold each stage.
+
+    Of a stage that starts workers they must hold all of these at once, each on one node.
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for resources, stage in {stage.resources: stage for stage in stages}.items():
-        needs = _ray_resources(resources)
-        if not any(_within(needs, node) for node in nodes):
+    wanted = {Workers(1, stage.resources): stage for stage in stages}
+    wanted |= {stage.workers: stage for stage in stages if stage.workers}
+    for workers, stage in wanted.items():
+        needs = _ray_resources(workers.each)
+        if sum(_room(needs, node, most=workers.count) for node in nodes) < workers.count:
+            times = f"{workers.count} times {needs} at once" if workers.count > 1 else f"{needs}"
             has = "; ".join(str({name: node.get(name, 0) for name in needs}) for node in nodes)
-            raise ValueError(f"stage {stage.label} needs {needs} but the nodes have {has}: lower what it asks for")
+            raise ValueError(f"stage {stage.label} needs {times} but the nodes have {has}: lower what it asks for")
 
 
 class Dispatch:
@@ -160,9 +167,13 @@ class Dispatch:
             options["num_gpus"] = needs["GPU"]
         if "memory" in needs:
             options["memory"] = needs["memory"]
+        # A task that asked for no GPU would see them all (https://github.com/ray-project/ray/issues/54868). What the
+        # stage starts, Ray Train's workers and Ray Data's, inherits this, and sees the GPUs that it asks for itself.
+        environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
         if stage.process_group is not None:
-            # Ray never runs tasks of two runtime environments in one worker process.
-            options["runtime_env"] = {"env_vars": {"HOPE_PROCESS_GROUP": stage.process_group}}
+            environment["HOPE_PROCESS_GROUP"] = stage.process_group
+        # Ray never runs tasks of two runtime environments in one worker process.
+        options["runtime_env"] = {"env_vars": environment}
         remote = self._on_gpu if "GPU" in needs else self._on_cpu
         ref = remote.options(**options).remote(self._store.root, self._store.leases.heartbeat_s, job)
         self._in_flight[ref] = stage, job
@@ -251,5 +262,9 @@ def _ray_resources(resources: Resources) -> dict[str, float]:
 
 
 def _within(needs: Mapping[str, float], has: Mapping[str, float]) -> bool:
-    slack = 1e-6  # sums of fractions of a GPU
-    return all(amount <= has.get(name, 0) + slack for name, amount in needs.items())
+    return all(amount <= has.get(name, 0) + SLACK for name, amount in needs.items())
+
+
+def _room(needs: Mapping[str, float], has: Mapping[str, float], *, most: int) -> int:
+    """How many processes of these needs a node holds at once, `most` at most."""
+    return min([most, *(int((has.get(name, 0) + SLACK) / amount) for name, amount in needs.items() if amount)])

@@ -29,6 +29,14 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Workers:
+    """Processes that a stage starts beside its own task, all of them at once."""
+
+    count: int
+    each: Resources
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A stage's finished, immutable output: its folder and its JSON result."""
 
@@ -51,6 +59,7 @@ class Stage:
 
     `resumable`: after a kill, `run` finds in `out_dir` what its earlier attempt left; else `out_dir` is empty.
     `process_group`: stages of different groups never share a worker process (a trial's own variant, for instance).
+    `workers`: what `run` starts on Ray beside its own task, and waits for until all of it is there.
     `work_units`: relative amount of work, to scale the durations of like stages (questions x tokens, for instance).
     """
 
@@ -60,6 +69,7 @@ class Stage:
     config: StageConfig
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)
     resources: Resources = Resources()
+    workers: Workers | None = None
     label: str = ""
     resumable: bool = False
     process_group: str | None = None

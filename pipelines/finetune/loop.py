@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from hope_core import Variant
 from pipelines.finetune import state
-from pipelines.finetune.model import make_model, save_model, spread, whole_weights
+from pipelines.finetune.model import make_model, save_model, spread
 from pipelines.finetune.placement import PROGRESS, Placement
 from pipelines.finetune.recipe import Recipe
 from pipelines.finetune.rows import Rows, batches, write_quarantine
@@ -110,13 +110,13 @@ def train(
     accelerator.wait_for_everyone()  # the best weights are written by one
     if best is not None and keeps_best:
         state.restore_best(progress, best, model)
+    attention = model.config._attn_implementation
     if placement.fsdp and accelerator.num_processes > 1:
-        weights = whole_weights(model)
-        if accelerator.is_main_process:  # adapters merge, and a model is saved, unsharded
+        weights = state.whole(model.state_dict().items(), writes=writes)
+        if writes:  # adapters merge, and a model is saved, unsharded
             model = build(device=torch.device("cpu"), attention="sdpa")
             model.load_state_dict(weights)
     if accelerator.is_main_process:
-        attention = model.config._attn_implementation
         save_model(model, recipe, rows.tokenizer, model_config.normalisation, out_dir / CHECKPOINT)
         lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
         result = {

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from hope_core import Variant
@@ -62,18 +61,13 @@ def spread(model: Any, accelerator: Accelerator, recipe: Recipe, *, fsdp: bool) 
     half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if recipe.precision == "bf16" else {}
     policy = MixedPrecisionPolicy(**half, cast_forward_inputs=False)  # positions must stay float32
     inner = (model.get_base_model() if recipe.lora else model).model
-    for layer in (*inner.language_model.layers, *inner.visual.blocks):
+    # The tower belongs to the whole model, which every forward gathers: its blocks run where a piece shows a medium,
+    # once for pictures and once for videos, so workers would gather them at different times. During a step each worker
+    # has the tower whole.
+    for layer in inner.language_model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
-
-
-def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """All weights, unsharded, on the CPU; every worker must ask."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-        for name, tensor in model.state_dict().items()
-    }
 
 
 def save_model(
@@ -90,9 +84,13 @@ def save_model(
 def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model  # seconds to import, and most trainings need none of it
 
-    known = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    parts = model.model.language_model.named_modules()
+    known = {name.rpartition(".")[2] for name, part in parts if isinstance(part, torch.nn.Linear)}
     if unknown := set(lora.targets) - known:
-        raise ValueError(f"recipe.lora.targets has {sorted(unknown)[0]!r}; the model has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"recipe.lora.targets has {sorted(unknown)[0]!r}; the language model's layers have "
+            f"{', '.join(sorted(known))}: name some of them"
+        )
     targets = "|".join(map(re.escape, lora.targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_core import Variant
-from pipelines.engine import Artifact, Resources, Stage, StageConfig
+from pipelines.engine import Artifact, Resources, Stage, StageConfig, Workers
 from pipelines.finetune.placement import PROGRESS, Placement
 from pipelines.finetune.recipe import Recipe
 from pipelines.finetune.rows import Rows, Source, make_rows
@@ -62,6 +62,7 @@ def finetune_stage(
     """`num_samples` of the data set, as far as known: it scales durations where the recipe counts epochs."""
     placement = placement or FinetunePlacement(model)
     alone = placement.num_workers == 1
+    each = Resources(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)
     return Stage(
         name="finetune",
         code_version=3,
@@ -72,9 +73,8 @@ def finetune_stage(
         ),
         inputs={"dataset": dataset, "frames": frames},
         # Ray Train's workers hold what they need; the task that drives them must not.
-        resources=Resources(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)
-        if alone
-        else Resources(num_cpus=0),
+        resources=each if alone else Resources(num_cpus=0),
+        workers=None if alone else Workers(placement.num_workers, each),
         label=f"finetune {group}",
         resumable=True,
         process_group=group,

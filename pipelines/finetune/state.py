@@ -51,7 +51,7 @@ def save(
     writes: bool,
 ) -> None:
     """Keep the state before `step`. Every worker calls this; the one that `writes` does."""
-    tensors = _whole(_tensors(model, optimizer), writes=writes)
+    tensors = whole(_tensors(model, optimizer), writes=writes)
     if not writes:
         return
     state = asdict(used) | {"step": step, "best": best and asdict(best)}
@@ -62,7 +62,7 @@ def save(
 
 def save_best(folder: Path, model: Any, *, step: int, writes: bool) -> None:
     """Keep the trained weights after `step`, the best so far. Every worker calls this; the one that `writes` does."""
-    tensors = _whole(((f"{WEIGHT}/{name}", weight) for name, weight in _trained(model)), writes=writes)
+    tensors = whole(((f"{WEIGHT}/{name}", weight) for name, weight in _trained(model)), writes=writes)
     if not writes:
         return
     _put(folder / f"best-{step}", tensors, {})
@@ -98,6 +98,16 @@ def forget(folder: Path, history: Path, step: int) -> None:
         history.write_text("".join(line for line in whole if json.loads(line)["step"] < step), encoding="utf-8")
 
 
+def whole(tensors: Iterable[tuple[str, Tensor]], *, writes: bool) -> dict[str, Tensor]:
+    """All tensors unsharded on the CPU, on the worker that `writes`; the others take part and have none."""
+    found = {}
+    for name, tensor in tensors:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if writes:
+            found[name] = whole.detach().cpu().contiguous().clone()
+    return found
+
+
 def _put(target: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     partial = target.parent / f"partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -112,16 +122,6 @@ def _remove(folder: Path, kind: str, unwanted: Callable[[int], bool]) -> None:
     for path in folder.glob(f"{kind}-*"):
         if unwanted(int(path.name.split("-")[1])):
             shutil.rmtree(path)
-
-
-def _whole(tensors: Iterable[tuple[str, Tensor]], *, writes: bool) -> dict[str, Tensor]:
-    """All tensors unsharded on the CPU, on the worker that `writes`; the others take part and have none."""
-    found = {}
-    for name, tensor in tensors:
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if writes:
-            found[name] = whole.detach().cpu().contiguous().clone()
-    return found
 
 
 def _fill(source: Path, model: Any, optimizer_state: MutableMapping[Any, Any]) -> None:

@@ -79,12 +79,15 @@ class Trainer:
         self.optimizer.zero_grad()
         torch.manual_seed((self.seed * 1_000_003 + step) * 4096 + accelerator.process_index)  # dropout, if any
         found = torch.zeros(2, device=accelerator.device)
+        shows = [bool(sample.media) for sample in batch]
         for number, piece in enumerate(pieces):
             with self._sync(last=number == len(pieces) - 1):
                 logits, labels = self._forward([batch[i] for i in piece], positions[:, piece.start : piece.stop])
                 loss, accuracy = answer_loss(logits, labels)
                 weight = sum(_num_answers(batch[i]) for i in piece) / answers
                 found += torch.stack([loss.detach(), accuracy]) * weight
+                if self.fsdp and self.recipe.train_vision and any(shows) and not any(shows[i] for i in piece):
+                    loss = loss + self._tower_without_effect()
                 # Workers' gradients are averaged, so each counts as many times as there are workers.
                 accelerator.backward(loss * (weight * accelerator.num_processes))
         total_loss, total_accuracy = accelerator.reduce(found, "sum").tolist()
@@ -171,6 +174,13 @@ class Trainer:
             self.spread_model.set_requires_gradient_sync(last)
             return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.spread_model)
+
+    def _tower_without_effect(self) -> Tensor:
+        """0 with gradients of zero for the trained tower: sharded ones are exchanged by all workers or by none.
+
+        torch's own set_reduce_scatter_unused_params has no zeros of the dtype in which earlier pieces' gradients wait.
+        """
+        return 0 * torch.stack([parameter.sum() for parameter in self.model.model.visual.parameters()]).sum()
 
     def _forward(self, rows: Sequence[Sample], positions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C, V) and labels (B, C) of the C columns in which a row has an answer's token to predict.

@@ -101,6 +101,15 @@ def test_a_row_whose_answer_or_video_does_not_fit_is_refused_with_the_reason() -
         sample(ONE_VIDEO, [VIDEO], cutoff_len=12)
 
 
+def test_a_row_whose_only_answer_is_its_first_token_is_refused_as_nothing_predicts_it() -> None:
+    turns = (Turn("user", ""), Turn("assistant", "3"))
+    for rest in ((), (Turn("user", "find red"),)):
+        with pytest.raises(BadSample, match="it has no answer behind its first token"):
+            sample((*turns, *rest), [], WORDS)
+    with pytest.raises(BadSample, match="cutoff_len 2 leaves no answer of 3 tokens"):
+        sample((*turns, Turn("user", "find red"), Turn("assistant", "7")), [], WORDS, cutoff_len=2)
+
+
 def test_text_cannot_pass_for_a_video() -> None:
     with pytest.raises(BadSample, match="holds a special token"):
         sample((Turn("user", "see <|video_pad|>"), Turn("assistant", "no")), [])

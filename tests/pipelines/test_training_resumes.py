@@ -152,6 +152,15 @@ def test_adapters_are_merged_and_the_checkpoint_loads_as_any_other(
     assert changed == {name for name in before if name.endswith("q_proj.weight")}
 
 
+@pytest.mark.parametrize("target", ["lm_head", "fc1", "qkv", "nothing"])
+def test_an_adapter_beside_the_language_models_layers_is_refused(
+    trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path, target: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, lora=Lora(2, 4, 0.0, ("q_proj", target)))
+    with pytest.raises(ValueError, match=rf"recipe\.lora\.targets has '{target}'; .* have down_proj, .*, v_proj: name"):
+        train(trial, tmp_path, checkpoint, recipe)
+
+
 def test_the_vision_tower_stays_as_it_was_unless_the_recipe_trains_it(
     trial: dict[str, Artifact], checkpoint: Any, tmp_path: Path
 ) -> None:

@@ -4,18 +4,20 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipelines.engine import Artifact
-from pipelines.finetune import HeldOut
+from pipelines.finetune import FinetunePlacement, HeldOut, Placement
+from pipelines.finetune.rows import Source
 from pipelines.finetune.stage import run
 from tests.pipelines import world
 from tests.pipelines.test_training_resumes import RECIPE, stage_of
@@ -108,12 +110,61 @@ def test_sharded_weights_train_on_the_same_rows_and_positions_to_the_same_weight
 ) -> None:
     recipe = dataclasses.replace(RECIPE, held_out=HeldOut(3, 2, "best"))
     # A checkpoint right after a measurement, and steps after it.
-    stage = stage_of(checkpoint, recipe, fsdp=True, micro_batch_size=1, checkpoint_steps=2)
+    stage = stage_of(checkpoint, recipe, fsdp=True, micro_batch_size=1, checkpoint_steps=2, attention="eager")
     one = run(stage.config, trial, tmp_path)
     two = on_two(stage, trial, tmp_path / "two")
-    same = ("samples_sha256", "position_ids_sha256", "drawn_scales", "num_samples", "steps", "best_step")
+    same = ("samples_sha256", "position_ids_sha256", "drawn_scales", "num_samples", "steps", "best_step", "attention")
+    assert one["attention"] == "eager"
     assert {key: two[key] for key in same} == {key: one[key] for key in same}
     assert_as_one_worker(tmp_path / "two" / "out", tmp_path)
+
+
+def mixed_rows(drawn: Path, root: Path) -> Source:
+    """Rows of text alone for the most, the others with a video, a picture or both."""
+    videos = sorted(path.name for path in (drawn / "videos").iterdir())
+    pictures = sorted(path.name for path in (drawn / "needles").iterdir())
+    records = []
+    for number in range(24):
+        shown = {1: ["video"], 2: ["image"], 3: ["image", "video"]}.get(number % 12, [])
+        own = {"video": f"videos/{videos[number]}", "image": f"needles/{pictures[number % len(pictures)]}"}
+        for kind in shown:
+            (root / own[kind]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(drawn / own[kind], root / own[kind])
+        asked = "".join(f"<{kind}>\n" for kind in shown) + "what?"
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": f"a thing {number}"}]
+        records.append({"id": f"{number}", "conversations": turns, **{kind: own[kind] for kind in shown}})
+    (root / "rows.json").write_text(json.dumps(records))
+    return Source(root, ("rows.json",), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("train_vision", "precision"), [(False, "fp32"), (True, "fp32"), (True, "bf16")])
+def test_sharded_weights_train_where_workers_at_once_have_rows_with_and_without_media(
+    trial: dict[str, Artifact],
+    checkpoint: Any,
+    tmp_path: Path,
+    train_vision: bool,
+    precision: Literal["fp32", "bf16"],
+) -> None:
+    source = mixed_rows(trial["dataset"].path, tmp_path / "rows")
+    # Momentum and decay would move a tower in a batch without media, were it given gradients of zero there.
+    recipe = dataclasses.replace(
+        RECIPE,
+        steps=8,
+        train_vision=train_vision,
+        precision=precision,
+        weight_decay=0.1,
+        held_out=HeldOut(3, 2, "best"),
+    )
+    spread = FinetunePlacement(checkpoint, source, loop=Placement(fsdp=True, micro_batch_size=1))
+    stage = stage_of(checkpoint, recipe, spread=spread)
+    one = run(stage.config, trial, tmp_path)
+    assert one["num_samples"] == 21
+    two = on_two(stage, trial, tmp_path / "two")
+    if precision == "fp32":
+        assert_as_one_worker(tmp_path / "two" / "out", tmp_path)
+    else:  # autocast and fully_shard round other products; only gradients of one dtype are exchanged
+        assert two["final_loss"] == pytest.approx(one["final_loss"], rel=0.01)
 
 
 CLUSTER = """

@@ -7,11 +7,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.engine import Event, RayRunner, Resources, Store
+from hope_core import get_variant
+from pipelines.engine import Event, RayRunner, Resources, Stage, Store, Workers
 from pipelines.engine.lease import is_dead
+from pipelines.finetune import FinetunePlacement, finetune_stage
+from tests.pipelines import world
 from tests.pipelines.engine import toys
 from tests.pipelines.engine.conftest import ROOT, Launch
 from tests.pipelines.engine.toys import add, runs, toy
@@ -78,6 +82,19 @@ def test_each_gpu_stage_has_a_process_of_its_own_and_leaves_the_device_free(ray_
     toys.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
+def test_a_stage_and_the_tasks_that_it_starts_see_the_gpus_that_each_asked_for(
+    ray_runner: RayRunners, desk: Path
+) -> None:
+    def told(key: str, *, starts: str, **options: Any) -> Any:
+        stage = toy(toys.tell_gpus, key, desk, extra=starts, **options)
+        return ray_runner().run([stage]).artifacts[stage.fingerprint].result
+
+    for number, options in enumerate(({}, {"process_group": "trial"}, {})):  # the last in the process of the first
+        assert told(f"{number}", starts="0 1", **options) == {"own": "", "of tasks": ["", "0"]}
+    on_gpu = told("on gpu", starts="0", resources=Resources(num_gpus=1), process_group="trial")
+    assert on_gpu == {"own": "0", "of tasks": [""]}
+
+
 def test_stages_run_at_once_as_their_resources_allow(ray_runner: RayRunners, desk: Path) -> None:
     running: Counter[float] = Counter()
     most = {"all": 0.0, "together": 0}
@@ -98,14 +115,41 @@ def test_stages_run_at_once_as_their_resources_allow(ray_runner: RayRunners, des
     assert most["together"] >= 2
 
 
-@pytest.mark.parametrize("needs", [Resources(num_cpus=64), Resources(num_gpus=2), Resources(memory_gib=10**6)])
+TOO_LARGE: list[dict[str, Any]] = [
+    {"resources": Resources(num_cpus=64)},
+    {"resources": Resources(num_gpus=2)},
+    {"resources": Resources(memory_gib=10**6)},
+    {"resources": Resources(num_cpus=0), "workers": Workers(3, Resources())},
+    {"resources": Resources(num_cpus=0), "workers": Workers(2, Resources(num_gpus=1))},
+]
+
+
+@pytest.mark.parametrize("needs", TOO_LARGE)
 def test_a_stage_that_fits_no_node_is_refused_in_one_line_before_anything_runs(
-    ray_runner: RayRunners, desk: Path, needs: Resources
+    ray_runner: RayRunners, desk: Path, needs: dict[str, Any]
 ) -> None:
+    stages = [toy(add, "a", desk), toy(add, "big", desk, **needs)]
     with pytest.raises(ValueError, match="lower what it asks for") as caught:
-        ray_runner().run([toy(add, "a", desk), toy(add, "big", desk, resources=needs)])
+        ray_runner().run(stages)
     assert "\n" not in str(caught.value)
     assert runs(desk) == []
+    ray_runner(max_in_flight=1).check(stages)  # where the cluster may grow, nothing is too large
+
+
+def test_a_training_of_more_workers_than_the_cluster_holds_at_once_is_refused(ray_runner: RayRunners) -> None:
+    dataset, frames = world.data_stages(Path())
+
+    def of(num_workers: int, gpus: int) -> Stage:
+        placement = FinetunePlacement(world.MODEL, num_workers=num_workers, gpus_per_worker=gpus)
+        hope = get_variant("hope")
+        return finetune_stage(
+            hope, world.MODEL, world.RECIPE, 0, dataset=dataset, frames=frames, group="g", placement=placement
+        )
+
+    ray_runner().check([of(2, 0), of(1, 1)])
+    told = r"needs 4 times \{'CPU': 1, 'GPU': 1\} at once but the nodes have \{'CPU': 2.0, 'GPU': 1.0\}: lower"
+    with pytest.raises(ValueError, match=told):
+        ray_runner().check([of(4, 1)])
 
 
 def test_a_stage_gets_as_many_threads_as_it_asked_cpus_for_in_a_reused_process_too(
@@ -207,7 +251,7 @@ import sys
 from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
-from pipelines.engine import RayRunner, Resources, Store
+from pipelines.engine import RayRunner, Resources, Store, Workers
 from tests.pipelines.engine import toys
 
 store, desk = Path(sys.argv[1]), Path(sys.argv[2])
@@ -236,8 +280,14 @@ def observe(event):
         cluster.add_node(num_cpus=1, num_gpus=1)
 
 with RayRunner(Store(store), address=cluster.address, poll_s=0.05, backoff_s=0.01) as runner:
+    runner.check([toys.toy(toys.nothing, "spread", desk, workers=Workers(3, Resources()))])
+    refused = []
+    try:  # three CPUs are there, but each worker needs its own on one node
+        runner.check([toys.toy(toys.nothing, "split", desk, workers=Workers(2, Resources(num_cpus=1.5)))])
+    except ValueError as error:
+        refused.append(str(error))
     summary = runner.run([on_gpu], observe)
-print(summary.ok, len(summary.finished), len(retried), waited, flush=True)
+print(summary.ok, len(summary.finished), len(retried), waited, len(refused), flush=True)
 cluster.shutdown()
 """
 
@@ -247,7 +297,7 @@ def test_a_cluster_that_loses_a_node_ends_with_every_stage_once_it_has_what_they
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-c", CLUSTER, str(store.root), str(desk)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    told = "True 7 1 [\"no node with {'CPU': 1, 'GPU': 1} is there now\"]"
+    told = "True 7 1 [\"no node with {'CPU': 1, 'GPU': 1} is there now\"] 1"
     assert done.stdout.splitlines()[-1:] == [told], done.stderr[-2000:]
     assert Counter(run["key"] for run in runs(desk)).total() == 4
     assert store.leases.holders() == {}

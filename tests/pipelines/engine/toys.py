@@ -149,3 +149,14 @@ def tell_threads(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: P
     import torch
 
     return {"torch": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}
+
+
+def tell_gpus(config: StageConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> dict[str, Any]:
+    """The GPUs that this stage sees, and what tasks of its own see that ask for as many as the placement names."""
+    import ray
+
+    def seen() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    tasks = [ray.remote(num_cpus=0, num_gpus=int(number))(seen) for number in config.placement.extra.split()]
+    return {"own": seen(), "of tasks": ray.get([task.remote() for task in tasks])}
