@@ -100,9 +100,7 @@ def judge(results: StudyResults) -> pd.DataFrame:
                 if asked.variants:
                     rows += judge_column(results, benchmark, scale_rule, context, asked)
     if not rows:
-        raise ValueError(
-            f"study {results.study!r} has no answer of a finished cell: see hope status study={results.study}"
-        )
+        raise ValueError(f"study {results.study!r} has no answer of a finished cell; run it again: {results.command}")
     return correct_over_grid(pd.DataFrame(rows))
 
 
