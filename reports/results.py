@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,15 +145,19 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
     study_run = find_study_run(client, experiment.experiment_id, study, run_id)
     trial_runs = children(client, experiment.experiment_id, "trial", {study_run.info.run_id})
     cell_runs = children(client, experiment.experiment_id, "cell", {run.info.run_id for run in trial_runs})
+    command = study_run.data.tags["command"]
+    status = shlex.join(["hope", "status", *shlex.split(command)[2:]])
     if not cell_runs:
-        raise ValueError(f"study {study!r} has no cells yet: hope run study={study}")
+        errors = [run.data.tags["error"] for run in trial_runs if "error" in run.data.tags]
+        why = f"{len(errors)} trainings failed, one with {errors[0]}" if errors else "none was evaluated"
+        raise ValueError(f"study {study!r} has no cell to report; {why}: see {status}")
     cells = newest(cell_table(cell_runs), ["trial", "benchmark", "context", "scale_rule"])
     trials = newest(trial_table(trial_runs), ["trial"])
     failed = cells[cells.status != "FINISHED"]
     if len(failed) == len(cells):
         raise ValueError(
             f"study {study!r} has no finished cell; {len(failed)} failed, the first with {failed.error.iloc[0]}: "
-            f"see hope status study={study}"
+            f"see {status}"
         )
     with TemporaryDirectory() as folder:
         files = download(client, study_run, trials, Path(folder))
@@ -169,7 +174,7 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
         study=study,
         question=tags["question"],
         baseline=tags["baseline"],
-        command=tags["command"],
+        command=command,
         expected_cells=int(tags["expected_cells"]),
         run_id=study_run.info.run_id,
         experiment_id=experiment.experiment_id,

@@ -187,7 +187,7 @@ def table_cell(row: Any, best: dict[str, float], most_seeds: int, leads_to: str)
     if row is None:
         return None
     note = ""
-    if row.verdict and row.difference_num_seeds == 0:
+    if row.difference_num_seeds == 0:
         note = "no seed in common with the baseline"
     elif row.verdict and row.difference_num_seeds == 1:
         note = "one seed: cannot tell beyond this seed"

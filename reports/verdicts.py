@@ -44,12 +44,12 @@ def questions_under(results: StudyResults, benchmark: str, scale_rule: str, sett
     asked = results.questions[results.questions.benchmark == benchmark]
     if setting is not None:
         asked = asked[asked.setting == setting]
-    own = asked[asked.scale_rule == scale_rule]
-    if own.empty:
-        return own
-    fixed = [variant["name"] for variant in results.record["variants"] if not variant["scalable"]]
-    published = asked[(asked.scale_rule == DEFAULT_RULE) & asked.variant.isin(fixed)]
-    return pd.concat([published, own]).drop_duplicates(["variant", "seed", "context", "id"])
+    of_rule = asked.scale_rule == scale_rule
+    if not of_rule.any():
+        return asked[of_rule]
+    fixed = asked.variant.isin([variant["name"] for variant in results.record["variants"] if not variant["scalable"]])
+    brought = pd.concat([asked[fixed & (asked.scale_rule == DEFAULT_RULE)], asked[fixed & of_rule]])
+    return pd.concat([asked[of_rule & ~fixed], brought.drop_duplicates(["variant", "seed", "context", "id"])])
 
 
 def joined_contexts(results: StudyResults, benchmark: str, setting: str | None = None) -> list[str]:
@@ -100,9 +100,7 @@ def judge(results: StudyResults) -> pd.DataFrame:
                 if asked.variants:
                     rows += judge_column(results, benchmark, scale_rule, context, asked)
     if not rows:
-        raise ValueError(
-            f"study {results.study!r} has no answer of a finished cell: see hope status study={results.study}"
-        )
+        raise ValueError(f"study {results.study!r} has no answer of a finished cell; run it again: {results.command}")
     return correct_over_grid(pd.DataFrame(rows))
 
 

@@ -1,6 +1,7 @@
 """Real MLflow stores on SQLite, filled with simulated studies whose effects are known."""
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -123,7 +124,7 @@ def study_run(design: Design) -> Run:
         "study": design.name,
         "question": design.question,
         "baseline": design.baseline,
-        "command": f"hope run study={design.name}",
+        "command": shlex.join(["hope", "run", f"study={design.name}", f"study.seeds={list(design.seeds)}"]),
         "expected_cells": str(cells * len(design.scale_rules) - len(design.excluded) * len(design.settings)),
     }
     files = {"study.json": json.dumps(study), "config.yaml": f"study: {design.name}\nseeds: {list(design.seeds)}\n"}

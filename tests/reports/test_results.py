@@ -1,6 +1,7 @@
 """What is read from MLflow, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,25 @@ def test_a_study_whose_every_cell_failed_says_so_in_one_line(root: Path) -> None
     uri = write_study(root, replace(design, failed=everything))
     with pytest.raises(ValueError, match="no finished cell; 4 failed, the first with ValueError: no frame") as raised:
         load_study(uri, "broken")
+    assert str(raised.value).endswith(": see hope status study=broken 'study.seeds=[0]'")
     assert "\n" not in str(raised.value)
+
+
+def test_a_study_without_a_cell_says_why_and_what_shows_more(root: Path) -> None:
+    design = tiny("untrained")
+    everything = frozenset((v.name, 0, "v_niah", context, "published") for v in PAIR for context in design.contexts)
+    uri = write_study(root, replace(design, excluded=everything))
+    shown = re.escape(": see hope status study=untrained 'study.seeds=[0]'")
+    with pytest.raises(ValueError, match=f"^study 'untrained' has no cell to report; none was evaluated{shown}$"):
+        load_study(uri, "untrained")
+    client = MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name("untrained").experiment_id
+    for run in client.search_runs([experiment_id], "tags.kind = 'trial'"):
+        client.set_tag(run.info.run_id, "error", "FloatingPointError: the loss is nan at step 0")
+        client.set_terminated(run.info.run_id, "FAILED")
+    why = "2 trainings failed, one with FloatingPointError: the loss is nan at step 0"
+    with pytest.raises(ValueError, match=f"has no cell to report; {why}{shown}$"):
+        load_study(uri, "untrained")
 
 
 def test_passwords_in_an_address_are_not_passed_on() -> None:

@@ -210,7 +210,7 @@ def test_variants_without_a_scale_bring_their_own_answers_where_the_study_leaves
     assert not judged.repeats.any()
     assert judged.p_value.notna().sum() == 2 * 4 * 2
     asked = questions_under(results, "v_niah", "searched")
-    pd.testing.assert_frame_equal(asked, questions[questions.scale_rule == "searched"])
+    pd.testing.assert_frame_equal(asked.sort_index(), questions[questions.scale_rule == "searched"])
 
 
 def test_a_comparison_repeats_only_where_all_its_answers_are_the_published_ones() -> None:

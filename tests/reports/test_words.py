@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from reports import facts
+from reports.render import write_report
 from reports.results import StudyResults, load_study
 from reports.sections import search_boundaries
 from reports.verdicts import judge
 from reports.wording import verdict_sentence
 from tests.reports.bulk import write_study_in_bulk
-from tests.reports.design import PAIR, Design
+from tests.reports.design import PAIR, QUICKSTART, Design
 
 
 def test_costs_count_an_evaluation_once_however_many_rules_show_it(results: StudyResults) -> None:
@@ -46,6 +47,18 @@ def test_a_study_of_its_baseline_alone_has_no_interval_of_a_difference(results: 
     assert said["cells"] == "8 of 8"
     assert "median interval of a difference" not in said
     assert dict(facts.facts(results, judge(results)))["median interval of a difference"].endswith(" points")
+
+
+def test_a_variant_that_shares_no_seed_with_the_baseline_is_told_so_in_place_of_a_difference(
+    root: Path, tmp_path: Path
+) -> None:
+    design = Design(name="disjoint", variants=(*PAIR, QUICKSTART[0]), scale_rules=("published",))
+    failed = product([("m_rope", 0), ("hope", 1)], ["v_niah"], design.contexts, ["published"])
+    design = replace(design, failed=frozenset((*trial, *place) for trial, *place in failed))
+    files = write_report(load_study(write_study_in_bulk(root, design), design.name), tmp_path / "report")
+    for page in (files.html, files.markdown):
+        in_columns = 2 + 1
+        assert page.read_text().count("no seed in common with the baseline") == in_columns
 
 
 def test_where_the_chosen_scales_lie_is_said_of_searches_that_had_a_choice(results: StudyResults) -> None:
