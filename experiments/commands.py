@@ -55,6 +55,7 @@ def prepare_schedule_add(args: argparse.Namespace) -> Command:
 def prepare_schedule_list(args: argparse.Namespace) -> Command:
     from experiments.firing import read_firings
     from experiments.schedule import Schedule, Task
+    from pipelines.engine import hide_passwords
 
     store = scheduled_store(args.overrides)
 
@@ -65,7 +66,7 @@ def prepare_schedule_list(args: argparse.Namespace) -> Command:
                 task = Task(**job.kwargs["task"])
                 ended = f"last exit code {last[job.id].exit_code}" if job.id in last else "not run yet"
                 print(f"{job.id}  next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}  {job.trigger}  {ended}")
-                print(f"  {task.cause}: hope rerun {' '.join(task.overrides)}")
+                print(hide_passwords(f"  {task.cause}: hope rerun {' '.join(task.overrides)}"))
         return 0
 
     return show

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from experiments.axes import as_overrides, combinations, expand_parts, refuse_set_axes, setting_name
 from experiments.config import BENCHMARK_KINDS, Config, Setting, VariantEntry
+from pipelines.engine import hide_passwords
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("study", "model", "recipe", "dataset", "benchmark", "cluster")
@@ -31,7 +32,7 @@ def choices(group: str) -> list[str]:
 
 
 def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
-    """Compose `study=NAME group=choice key=value ...`; return the config and its resolved YAML.
+    """Compose `study=NAME group=choice key=value ...`; return the config and its resolved YAML without passwords.
 
     `benchmark=NAME`, which may be given several times, adds a benchmark to the study's own.
     Raises ValueError in one line for an unknown study, group, choice or key, an addition, or a value of a wrong type.
@@ -83,7 +84,7 @@ def _compose(overrides: Sequence[str]) -> tuple[Config, str]:
         raise ValueError(
             reason if first["type"] == "value_error" else f"{place} is {first['input']!r}: {reason}"
         ) from None
-    return config, OmegaConf.to_yaml(composed, resolve=True)
+    return config, hide_passwords(OmegaConf.to_yaml(composed, resolve=True))
 
 
 def named_benchmarks(overrides: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from experiments.lookup import find_study_run, open_experiment
 from experiments.mirror import UNREACHABLE
 from experiments.rerun import open_rerun
 from experiments.study import open_study
-from pipelines.engine import State, plan
+from pipelines.engine import State, hide_passwords, plan
 from reports.results import search
 
 EXPERIMENT = "schedule"
@@ -86,7 +86,8 @@ def record_firing(store: Path, firing: Firing, overrides: Sequence[str], tell: T
         for each in waiting:
             write_firing(store, replace(each, mlflow_run=log_firing(client, experiment_id, each)))
     except UNREACHABLE as error:
-        tell(f"the tracking server is away, {len(waiting)} firings wait in {store / 'schedule'} ({str(error)[:200]})")
+        reason = hide_passwords(str(error))[:200]
+        tell(f"the tracking server is away, {len(waiting)} firings wait in {store / 'schedule'} ({reason})")
 
 
 def log_firing(client: MlflowClient, experiment_id: str, firing: Firing) -> str:

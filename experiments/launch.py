@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.compose import CONF, load_config
+from pipelines.engine import hide_passwords
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -70,7 +71,7 @@ def submit(address: str, words: Sequence[str], name: str) -> str:
                 entrypoint=shlex.join(words),
                 submission_id=job,
                 runtime_env={"working_dir": str(folder), "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
-                metadata={"command": shlex.join(words)},
+                metadata={"command": shlex.join(map(hide_passwords, words))},
             )
 
         try:

@@ -7,7 +7,8 @@ from mlflow.exceptions import MlflowException
 
 from experiments.config import Config
 from experiments.grid import Grid
-from reports.results import open_tracking, search, without_password
+from pipelines.engine import hide_passwords
+from reports.results import open_tracking, search
 
 
 def open_experiment(client: MlflowClient, name: str, config: Config) -> str:
@@ -33,12 +34,12 @@ def find_study_run(config: Config, grid: Grid) -> str:
         runs = list(search(client, experiment.experiment_id, study_filter(grid))) if experiment else []
     except MlflowException as error:
         raise ValueError(
-            f"tracking server {without_password(config.tracking)} cannot be asked: {str(error)[:200]}; start it, or "
-            "correct tracking_uri"
+            f"tracking server {hide_passwords(config.tracking)} cannot be asked: {hide_passwords(str(error))[:200]}; "
+            "start it, or correct tracking_uri"
         ) from None
     if not runs:
         raise ValueError(
-            f"study {config.study.name!r} with these settings is not in {config.tracking}; run it first, or give the "
-            "overrides it was run with"
+            f"study {config.study.name!r} with these settings is not in {hide_passwords(config.tracking)}; run it "
+            "first, or give the overrides it was run with"
         )
     return str(runs[0].info.run_id)

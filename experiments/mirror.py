@@ -20,10 +20,9 @@ from experiments.config import Config
 from experiments.grid import Grid
 from experiments.settled import sync_file, sync_key
 from experiments.tracking import Tracker
-from pipelines.engine import Event, EventKind, LeaseHeld, Store
+from pipelines.engine import Event, EventKind, LeaseHeld, Store, hide_passwords
 from pipelines.engine.fingerprint import fingerprint
 from pipelines.engine.lease import LeaseWatch, Owner, this_owner
-from reports.results import without_password
 
 RETRY_AFTER_S = 15.0
 # At most a sixth of a launcher's time goes into asking for a server that does not answer.
@@ -140,7 +139,7 @@ class Mirror:
         self._written_before = self.written
         self._tracker = None
         if not self._told:
-            reason = without_password(" ".join(str(error).split()))[:200]
+            reason = hide_passwords(" ".join(str(error).split()))[:200]
             name = self._config.study.name
             self._tell(
                 f"the tracking server is away, {len(self._waiting)} records wait in the store and the run goes on; "

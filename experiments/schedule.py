@@ -32,7 +32,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from experiments.firing import Firing, Tell, missing_stages, record_firing, study_run_of
 from experiments.study import INTERRUPTED, open_study
-from pipelines.engine import Store
+from pipelines.engine import Store, hide_passwords
 
 POLL_S = 5.0
 
@@ -213,7 +213,8 @@ def fire(task: dict[str, Any], due: str = "", tell: Tell = print, lock: int | No
     firing_id = f"{name}-{started:%Y%m%dT%H%M%S%f}Z"
     log = store / "logs" / "schedule" / f"{firing_id}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    tell(f"{name}: {task['cause']}; hope rerun {' '.join(overrides)}")
+    shown = hide_passwords(" ".join(["hope rerun", *overrides]))
+    tell(f"{name}: {task['cause']}; {shown}")
     missing_before = missing_stages(overrides)
     clock = time.monotonic()
     with log.open("ab") as output:
@@ -227,7 +228,7 @@ def fire(task: dict[str, Any], due: str = "", tell: Tell = print, lock: int | No
         due=due,
         started=started.isoformat(timespec="seconds"),
         duration_s=round(time.monotonic() - clock, 3),
-        command=" ".join(["hope rerun", *overrides]),
+        command=shown,
         exit_code=exit_code,
         ran=tuple(label for label in missing_before if label not in missing),
         study_run=study_run_of(overrides),

@@ -21,7 +21,19 @@ from experiments.incomplete import incomplete_lines
 from experiments.progress import Progress, counts, doing, duration
 from experiments.settled import database_state, is_reported, note_reported, settle, settled_runs
 from experiments.training import missing as training_missing
-from pipelines.engine import Event, EventKind, Failure, Stage, State, Store, Summary, explain, plan, walk
+from pipelines.engine import (
+    Event,
+    EventKind,
+    Failure,
+    Stage,
+    State,
+    Store,
+    Summary,
+    explain,
+    hide_passwords,
+    plan,
+    walk,
+)
 from pipelines.engine.ray_runner import RayRunner
 
 # A finished study run again, and commands that only look at the store, spend no seconds on importing MLflow and the
@@ -35,7 +47,10 @@ NOTHING_TO_DO = "nothing to do: every cell is done"
 
 @dataclass(frozen=True)
 class Study:
-    """A composed study with its grid and store; nothing has been written yet. `selected`: what --only leaves of it."""
+    """A composed study with its grid and store; nothing has been written yet. `selected`: what --only leaves of it.
+
+    `resolved` and `command` are kept and shown, and have no password.
+    """
 
     config: Config
     resolved: str
@@ -55,7 +70,8 @@ def open_study(overrides: Sequence[str], *, only: str | None = None, command: st
     store = Store(Path(config.store))
     grid = build_grid(config)
     selected = grid if only is None else restrict(grid, only)
-    return Study(config, resolved, shlex.join(["hope", command, *overrides]), grid, selected, store)
+    words = ["hope", command, *map(hide_passwords, overrides)]
+    return Study(config, resolved, shlex.join(words), grid, selected, store)
 
 
 def refuse_missing(study: Study, *, training: bool = True) -> None:
@@ -156,7 +172,6 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
     A report that was made of the same runs stays. `whole`: every selected cell is done and told to MLflow.
     """
     from experiments.mirror import UNREACHABLE
-    from reports.results import without_password
 
     try:
         if run_id is not None:
@@ -178,7 +193,7 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
         say(console, str(error))
         return False
     except UNREACHABLE as error:
-        say(console, without_password(" ".join(str(error).split()))[:200])
+        say(console, hide_passwords(" ".join(str(error).split()))[:200])
     say(console, f"done, but not in MLflow yet; once the tracking server is back: {study.again('sync')}")
     return False
 

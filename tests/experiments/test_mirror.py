@@ -104,6 +104,24 @@ def test_two_launchers_of_one_study_write_each_run_once(finished: list[str]) -> 
     check_tree(finished)
 
 
+@pytest.mark.slow
+def test_the_password_of_a_server_is_in_nothing_that_is_kept_or_said(
+    finished: list[str], server: TrackingServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.start()
+    study = [*finished, f"tracking_uri={server.uri.replace('//', '//me:hunter2@')}"]
+    assert main(["report", *study]) == 2
+    assert "USER:PASSWORD@127.0.0.1" in capfd.readouterr().err
+    assert main(["sync", *study]) == 0
+    (command,) = {run.data.tags["command"] for run in runs_of(study) if run.data.tags["kind"] == "study"}
+    assert command.endswith(f"tracking_uri={server.uri.replace('//', '//USER:PASSWORD@')}")
+    server.stop()
+    assert main(["report", *study]) == 2
+    assert main(["sync", *study]) == 1
+    assert "hunter2" not in "".join(capfd.readouterr())
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()] == []
+
+
 def test_a_sync_of_what_never_ran_says_so_and_writes_nothing(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from experiments.rerun import open_rerun
 from experiments.schedule import AlreadyRunning, Schedule, cron, every, make_task, only_scheduler
 from pipelines.engine import LocalRunner, Store
 from tests.experiments.conftest import ONE_TRIAL
+from tests.experiments.servers import free_port
 from tests.pipelines.benchmarks.miniatures import write_mlvu
 
 
@@ -82,6 +83,23 @@ def test_a_job_outlives_its_scheduler_and_what_was_missed_runs_once(small: list[
     assert firing.exit_code == 2  # nothing has been trained, and a schedule trains nothing
     assert "has no checkpoint" in (store / firing.log).read_text()
     assert (firing.ran, firing.study_run) == ((), None)
+
+
+def test_a_firing_keeps_no_password_but_in_the_schedule_that_only_its_owner_reads(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, clock, told = tmp_path / "out", Clock(), list[str]()
+    study = [*small, f"tracking_uri=http://me:hunter2@127.0.0.1:{free_port()}"]
+    with Schedule(store, clock=clock) as schedule:
+        schedule.add(cron("0 3 * * *"), make_task("nightly", study, crontab="0 3 * * *", watch=None))
+    clock.forward(days=1)
+    with Schedule(store, clock=clock) as schedule:
+        (firing,) = schedule.run_due(told.append)
+    assert "tracking_uri=http://USER:PASSWORD@127.0.0.1" in firing.command
+    assert main(["schedule", "list", f"store={store}"]) == 0
+    assert "hunter2" not in "".join([*told, *capsys.readouterr()])
+    holding = [path.name for path in store.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert holding == ["schedule.db"]
 
 
 def test_one_scheduler_works_on_a_store_and_a_rerun_that_outlives_it_counts(
