@@ -13,7 +13,7 @@ from experiments.lookup import find_study_run, open_experiment
 from experiments.mirror import UNREACHABLE
 from experiments.rerun import open_rerun
 from experiments.study import open_study
-from pipelines.engine import State, hide_passwords, plan
+from pipelines.engine import State, Store, hide_passwords, plan
 from reports.results import search
 
 EXPERIMENT = "schedule"
@@ -81,8 +81,7 @@ def record_firing(store: Path, firing: Firing, overrides: Sequence[str], tell: T
         return
     waiting = [each for each in read_firings(store) if each.mlflow_run is None]
     try:
-        client = MlflowClient(config.tracking)
-        experiment_id = open_experiment(client, EXPERIMENT, config)
+        client, experiment_id = open_experiment(config, Store(store), EXPERIMENT)
         for each in waiting:
             write_firing(store, replace(each, mlflow_run=log_firing(client, experiment_id, each)))
     except UNREACHABLE as error:

@@ -1,24 +1,30 @@
 """Finding a study's experiment and run in MLflow."""
 
-from pathlib import Path
-
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from experiments.alone import alone
 from experiments.config import Config
 from experiments.grid import Grid
-from pipelines.engine import hide_passwords
+from pipelines.engine import Store, hide_passwords
+from pipelines.engine.lease import LeaseWatch, this_owner
 from reports.results import open_tracking, search
 
 
-def open_experiment(client: MlflowClient, name: str, config: Config) -> str:
-    """The id of an experiment, which is made if it is not there; with a local database its files lie in the store."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    local = config.tracking.startswith("sqlite:")
-    location = (Path(config.store).resolve() / "mlartifacts" / name).as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location))
+def open_experiment(config: Config, store: Store, name: str) -> tuple[MlflowClient, str]:
+    """A client and the id of an experiment, which is made if it is not there.
+
+    With a local database its files lie in the store.
+    """
+    # MLflow lays out a new database without a lock of its own: of two that do, one dies.
+    with alone(store, "mlflow", this_owner(), LeaseWatch(store.lease_ttl_s), patient=True):
+        client = MlflowClient(config.tracking)
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return client, str(found.experiment_id)
+        local = config.tracking.startswith("sqlite:")
+        location = (store.root.resolve() / "mlartifacts" / name).as_uri() if local else None
+        return client, str(client.create_experiment(name, artifact_location=location))
 
 
 def study_filter(grid: Grid) -> str:

@@ -9,25 +9,25 @@ sync/<study and server>.writer    which launcher wrote last; another one reads t
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import requests
 from mlflow.exceptions import MlflowException
 
+from experiments.alone import alone
 from experiments.config import Config
 from experiments.grid import Grid
 from experiments.settled import sync_file, sync_key
 from experiments.tracking import Tracker
 from pipelines.engine import Event, EventKind, LeaseHeld, Store, hide_passwords
 from pipelines.engine.fingerprint import fingerprint
-from pipelines.engine.lease import LeaseWatch, Owner, this_owner
+from pipelines.engine.lease import LeaseWatch, this_owner
 
 RETRY_AFTER_S = 15.0
 # At most a sixth of a launcher's time goes into asking for a server that does not answer.
 RETRY_SHARE = 5.0
-POLL_S = 0.2
 UNREACHABLE = (MlflowException, requests.RequestException)
 
 
@@ -153,22 +153,3 @@ class Mirror:
     def _read(self, part: str) -> str:
         path = self._path(part)
         return path.read_text() if path.exists() else ""
-
-
-@contextmanager
-def alone(store: Store, name: str, owner: Owner, watch: LeaseWatch, *, patient: bool) -> Iterator[None]:
-    """Hold a lease of the store. Raises LeaseHeld where another process holds it, unless patient."""
-    dead: frozenset[str] = frozenset()
-    while True:
-        try:
-            lease = store.leases.acquire(name, owner, dead)
-            break
-        except LeaseHeld as held:
-            if watch.stands_still(held.holder):
-                dead |= {held.holder.token}
-            elif not patient:
-                raise
-            else:
-                time.sleep(POLL_S)
-    with lease:
-        yield

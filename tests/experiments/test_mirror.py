@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -120,6 +122,22 @@ def test_the_password_of_a_server_is_in_nothing_that_is_kept_or_said(
     assert main(["sync", *study]) == 1
     assert "hunter2" not in "".join(capfd.readouterr())
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_two_studies_start_at_once_on_a_store_whose_database_neither_has_made(
+    finished: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "mlflow.db").unlink()
+    command = [sys.executable, "-m", "experiments", "sync", *finished]
+    one, other = (
+        subprocess.Popen([*command, f"study.scale_rules={rules}"], stderr=subprocess.PIPE, text=True)
+        for rules in ("[published]", "[published,searched]")
+    )
+    for process in (one, other):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert len({run.info.run_id for run in runs_of(finished) if run.data.tags["kind"] == "study"}) == 2
 
 
 def test_a_sync_of_what_never_ran_says_so_and_writes_nothing(
