@@ -35,6 +35,7 @@ from experiments.study import INTERRUPTED, open_study
 from pipelines.engine import Store, hide_passwords
 
 POLL_S = 5.0
+LONGEST_S = 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -137,23 +138,27 @@ class Schedule:
 
 
 def cron(crontab: str) -> CronTrigger:
-    """Cron times, in this machine's time zone. Raises ValueError for what is no such time."""
+    """Cron times, in this machine's time zone. Raises ValueError for what is no such time, or one that never comes."""
     fields = crontab.split()
     if len(fields) == 5 and any(character.isdigit() for character in fields[4]):
         raise ValueError(
             f"--cron {crontab!r}: write days of the week as mon ... sun; cron programs count them differently"
         )
     try:
-        return CronTrigger.from_crontab(crontab)
+        trigger = CronTrigger.from_crontab(crontab)
     except ValueError as error:
         raise ValueError(
             f"--cron {crontab!r} is no time ({error}); give minute hour day month weekday, as in '0 3 * * *'"
         ) from None
+    if trigger.get_next_fire_time(None, datetime.now(UTC)) is None:
+        raise ValueError(f"--cron {crontab!r} never comes; give a day that its months have")
+    return trigger
 
 
 def every(seconds: float) -> IntervalTrigger:
-    if not seconds > 0:
-        raise ValueError(f"--every-s is {seconds}; give seconds above 0")
+    """Times so far apart. Raises ValueError for an interval that is none, or longer than a year."""
+    if not 0 < seconds <= LONGEST_S:
+        raise ValueError(f"--every-s is {seconds}; give seconds above 0, at most {LONGEST_S}, a year")
     return IntervalTrigger(seconds=seconds)
 
 
