@@ -6,6 +6,7 @@ command that needs them, so that `hope --help` is quick.
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -44,9 +45,8 @@ def prepare_schedule_add(args: argparse.Namespace) -> Command:
         job = schedule.add(trigger, task)
 
     def show() -> int:
-        print(
-            f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; hope schedule start store={task.store} runs it"
-        )
+        start = f"hope schedule start {shlex.quote(f'store={task.store}')}"
+        print(f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; {start} runs it")
         return 0
 
     return show
@@ -66,7 +66,8 @@ def prepare_schedule_list(args: argparse.Namespace) -> Command:
                 task = Task(**job.kwargs["task"])
                 ended = f"last exit code {last[job.id].exit_code}" if job.id in last else "not run yet"
                 print(f"{job.id}  next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}  {job.trigger}  {ended}")
-                print(hide_passwords(f"  {task.cause}: hope rerun {' '.join(task.overrides)}"))
+                words = ["hope", "rerun", *map(hide_passwords, task.overrides)]
+                print(f"  {task.cause}: {shlex.join(words)}")
         return 0
 
     return show

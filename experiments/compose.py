@@ -5,6 +5,7 @@ Nothing below this module sees Hydra or a DictConfig.
 
 import dataclasses
 import re
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -87,6 +89,11 @@ def _compose(overrides: Sequence[str]) -> tuple[Config, str]:
     return config, hide_passwords(OmegaConf.to_yaml(composed, resolve=True))
 
 
+def quoted(value: str) -> str:
+    """A text as the value of an override, whatever signs it holds."""
+    return str(QuotedString(value, Quote.double).with_quotes())
+
+
 def named_benchmarks(overrides: Sequence[str]) -> tuple[str, ...]:
     """The benchmarks that `benchmark=NAME` overrides name, each once."""
     found = (override.removeprefix("benchmark=") for override in overrides if override.startswith("benchmark="))
@@ -104,12 +111,18 @@ def _replacing(override: str) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's message in one line; for an unknown key, without its advice to add it."""
+    """Hydra's message in one line; for an unknown key, without its advice to add it; for a text, how to quote it."""
+    if isinstance(error, OverrideParseException):
+        override = error.override.lstrip("+")
+        key, _, value = override.partition("=")
+        in_it = "close its brackets, and quote texts in it that hold more than plain letters, digits and spaces"
+        remedy = in_it if value.startswith(("[", "{")) else f"quote it: {shlex.quote(f'{key}={quoted(value)}')}"
+        return f"{override} cannot be read; {remedy}"
     text = " ".join(str(error).split())
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1])
-    return text.split(" full_key:")[0].split(" See https:")[0]
+    return re.split(r" full_key:| See https:| 3\. To sweep", text)[0]
 
 
 def _unknown_key(key: str) -> str:

@@ -10,6 +10,7 @@ cut off runs once, not once per missed time.
 
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from experiments.compose import load_config, quoted
 from experiments.firing import Firing, Tell, missing_stages, record_firing, study_run_of
 from experiments.study import INTERRUPTED, open_study
 from pipelines.engine import Store, hide_passwords
@@ -170,7 +172,8 @@ def make_task(name: str, overrides: Sequence[str], *, crontab: str | None, watch
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"schedule name {name!r}: use letters, digits, - and _")
     store = str(Path(open_study(overrides).config.store).resolve())
-    kept = (*(override for override in overrides if not override.startswith("store=")), f"store={store}")
+    kept = (*(override for override in overrides if not override.startswith("store=")), f"store={quoted(store)}")
+    load_config(kept)  # what a firing will read
     if watch is None:
         return Task(store, name, kept, f"cron {crontab}")
     state = folder_state(watch)
@@ -218,7 +221,7 @@ def fire(task: dict[str, Any], due: str = "", tell: Tell = print, lock: int | No
     firing_id = f"{name}-{started:%Y%m%dT%H%M%S%f}Z"
     log = store / "logs" / "schedule" / f"{firing_id}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    shown = hide_passwords(" ".join(["hope rerun", *overrides]))
+    shown = shlex.join(["hope", "rerun", *map(hide_passwords, overrides)])
     tell(f"{name}: {task['cause']}; {shown}")
     missing_before = missing_stages(overrides)
     clock = time.monotonic()

@@ -104,7 +104,13 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
             ["study=smoke", "benchmark=mlvu", "study.search.benchmark=mlvu"],
             r"contexts is \[32\]; mlvu has \[8000, 16000",
         ),
-        (["study=smoke", "recipe.steps=[1"], r"recipe\.steps=\[1|no viable|mismatched|extraneous"),
+        (["study=smoke", "recipe.steps=[1"], r"recipe\.steps=\[1 cannot be read; close its brackets, and quote texts"),
+        (
+            ["study=smoke", "study.question=Was ist größer?"],
+            r"""größer\? cannot be read; quote it: 'study\.question="Was ist größer\?"'$""",
+        ),
+        (["study=smoke", 'study.question=it\'s "b"'], r"""quote it: 'study\.question="it'"'"'s \\"b\\""'$"""),
+        (["study=smoke", "store=/data/a,b"], r"To use it as string, quote the value: key='value1,value2'$"),
         (["quickstart"], r"'quickstart' is no override; write key=value"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.cli import main
+from experiments.compose import quoted
 from experiments.firing import read_firings
 from experiments.rerun import open_rerun
 from experiments.schedule import AlreadyRunning, Schedule, cron, every, make_task, only_scheduler
@@ -100,6 +101,16 @@ def test_a_firing_keeps_no_password_but_in_the_schedule_that_only_its_owner_read
     assert "hunter2" not in "".join([*told, *capsys.readouterr()])
     holding = [path.name for path in store.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert holding == ["schedule.db"]
+
+
+def test_a_store_of_any_name_is_found_again_by_its_firings(small: list[str], tmp_path: Path) -> None:
+    store, clock = tmp_path / "jürgen, (a b)=1", Clock()
+    study = [*small, f"store={quoted(str(store))}"]
+    with Schedule(store, clock=clock) as schedule:
+        schedule.add(cron("0 3 * * *"), make_task("nightly", study, crontab="0 3 * * *", watch=None))
+        clock.forward(days=1)
+        (firing,) = schedule.run_due(print)
+    assert "has no checkpoint" in (store / firing.log).read_text()
 
 
 def test_one_scheduler_works_on_a_store_and_a_rerun_that_outlives_it_counts(
