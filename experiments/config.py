@@ -1,5 +1,6 @@
 """The config of a study as frozen dataclasses, one a group of conf/. `experiments.compose` makes them of the YAML."""
 
+import re
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,11 @@ from pipelines.pretrained import PretrainedModel
 
 PUBLISHED, EQUAL, SEARCHED = "published", "equal", "searched"
 SCALE_RULES = (PUBLISHED, EQUAL, SEARCHED)
+LONGEST_NAME = 60
+# A study's name is that of a folder and of an MLflow experiment.
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
+FIRINGS = "schedule"  # the experiment that a schedule writes to
+TAKEN_NAMES = (FIRINGS, "Default")
 
 # The kinds of benchmarks, told apart by their field `kind`.
 Benchmark = typing.Annotated[
@@ -123,6 +129,12 @@ class StudyConfig:
     train_tokens: int | None = None  # of a training video; null: what train_frames frames of the drawn data set are
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"study.name is {self.name!r}; give up to {LONGEST_NAME} letters, digits, - _ and ., no sign first"
+            )
+        if self.name in TAKEN_NAMES:
+            raise ValueError(f"study.name is {self.name!r}, an experiment that MLflow has beside studies; take another")
         for field in ("variants", "seeds", "contexts_frames", "scale_rules"):
             if not getattr(self, field):
                 raise ValueError(f"study.{field} is empty; give at least one")

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from experiments.compose import load_config
+from experiments.config import FIRINGS
 from experiments.lookup import find_study_run, open_experiment
 from experiments.mirror import UNREACHABLE
 from experiments.rerun import open_rerun
@@ -16,7 +17,6 @@ from experiments.study import open_study
 from pipelines.engine import State, Store, hide_passwords, plan
 from reports.results import search
 
-EXPERIMENT = "schedule"
 Tell = Callable[[str], None]
 
 
@@ -81,7 +81,7 @@ def record_firing(store: Path, firing: Firing, overrides: Sequence[str], tell: T
         return
     waiting = [each for each in read_firings(store) if each.mlflow_run is None]
     try:
-        client, experiment_id = open_experiment(config, Store(store), EXPERIMENT)
+        client, experiment_id = open_experiment(config, Store(store), FIRINGS)
         for each in waiting:
             write_firing(store, replace(each, mlflow_run=log_firing(client, experiment_id, each)))
     except UNREACHABLE as error:
