@@ -273,13 +273,18 @@ def prepare_theory(args: argparse.Namespace) -> Command:
 
 def prepare_ui(args: argparse.Namespace) -> Command:
     from experiments.doctor import output_folder, serve_ui
+    from experiments.lookup import readable
+    from reports.dashboard import comparison_addresses
 
     store = output_folder(args.overrides)
     if not (store / "mlflow.db").is_file():
         raise ValueError(
             f"store {str(store)!r} has no mlflow.db; run a study first, or name its store: hope ui store=..."
         )
-    return lambda: serve_ui(store, args.port)
+    database, server = f"sqlite:///{(store / 'mlflow.db').resolve()}", f"http://127.0.0.1:{args.port}"
+    with readable(database):
+        addresses = comparison_addresses(database, server)
+    return lambda: serve_ui(store, args.port, addresses)
 
 
 def prepare_doctor(args: argparse.Namespace) -> Command:

@@ -16,6 +16,7 @@ from pipelines.benchmarks.niah import NiahBenchmark
 from pipelines.benchmarks.ruler import RulerBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.dataset_folder import FolderDataset
+from pipelines.engine import hide_passwords
 from pipelines.finetune import Recipe
 from pipelines.models import RandomModel
 from pipelines.pretrained import PretrainedModel
@@ -27,6 +28,8 @@ LONGEST_NAME = 60
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 FIRINGS = "schedule"  # the experiment that a schedule writes to
 TAKEN_NAMES = (FIRINGS, "Default")
+# SQLite's address has no sign for a # ? or % of a path.
+TRACKING = re.compile(r"https?://[^\s/]\S*|sqlite:///[^#?%]+")
 
 # The kinds of benchmarks, told apart by their field `kind`.
 Benchmark = typing.Annotated[
@@ -233,6 +236,16 @@ class Config:
     setting: str = ""
 
     def __post_init__(self) -> None:
+        if not TRACKING.fullmatch(self.tracking):
+            if self.tracking_uri is None:
+                raise ValueError(
+                    f"store is {str(Path(self.store).resolve())!r}; MLflow's database cannot lie below a folder with #"
+                    ", ? or % in its name: take another, or give tracking_uri"
+                )
+            raise ValueError(
+                f"tracking_uri is {hide_passwords(self.tracking_uri)!r}; give http://HOST:PORT, https://HOST, or "
+                "sqlite:///FILE with no #, ? or % in it"
+            )
         if self.recipe.batch_size % self.cluster.training.workers:
             raise ValueError(
                 f"recipe.batch_size is {self.recipe.batch_size}, no multiple of cluster.training.workers "
@@ -269,7 +282,9 @@ class Config:
     @property
     def tracking(self) -> str:
         """The MLflow tracking URI, resolved."""
-        return self.tracking_uri or f"sqlite:///{Path(self.store).resolve() / 'mlflow.db'}"
+        if self.tracking_uri is not None:
+            return self.tracking_uri
+        return f"sqlite:///{Path(self.store).resolve() / 'mlflow.db'}"
 
     @property
     def report_dir(self) -> Path:

@@ -10,7 +10,7 @@ from mlflow.entities import Metric, RunTag
 
 from experiments.compose import load_config
 from experiments.config import FIRINGS
-from experiments.lookup import find_study_run, open_experiment
+from experiments.lookup import Unusable, find_study_run, open_experiment
 from experiments.mirror import UNREACHABLE
 from experiments.rerun import open_rerun
 from experiments.study import open_study
@@ -84,6 +84,8 @@ def record_firing(store: Path, firing: Firing, overrides: Sequence[str], tell: T
         client, experiment_id = open_experiment(config, Store(store), FIRINGS)
         for each in waiting:
             write_firing(store, replace(each, mlflow_run=log_firing(client, experiment_id, each)))
+    except Unusable as error:
+        tell(f"{firing.job}: {error}")
     except UNREACHABLE as error:
         reason = hide_passwords(str(error))[:200]
         tell(f"the tracking server is away, {len(waiting)} firings wait in {store / 'schedule'} ({reason})")

@@ -21,19 +21,8 @@ from experiments.incomplete import incomplete_lines
 from experiments.progress import Progress, counts, doing, duration
 from experiments.settled import database_state, is_reported, note_reported, settle, settled_runs
 from experiments.training import missing as training_missing
-from pipelines.engine import (
-    Event,
-    EventKind,
-    Failure,
-    Stage,
-    State,
-    Store,
-    Summary,
-    explain,
-    hide_passwords,
-    plan,
-    walk,
-)
+from pipelines.engine import Event, EventKind, Failure, Stage, State, Store, Summary, explain, plan, walk
+from pipelines.engine.provenance import hide_passwords
 from pipelines.engine.ray_runner import RayRunner
 
 # A finished study run again, and commands that only look at the store, spend no seconds on importing MLflow and the
@@ -125,14 +114,13 @@ def _run(study: Study, console: Console) -> int:
         max_retries=config.cluster.max_retries,
     )
     with runner:
-        if missing:
-            try:
+        try:
+            if missing:
                 runner.check([item.stage for item in planned if item.state != State.DONE])
-            except ValueError as error:
-                print(f"hope: {error}", file=sys.stderr)
-                return MISTAKE
-        mirror = open_mirror(study, console)
-        mirror.open()  # the database is made here, before any stage runs
+            mirror = open_mirror(study, console)  # the database is made here, before any stage runs
+        except ValueError as error:
+            print(f"hope: {error}", file=sys.stderr)
+            return MISTAKE
         with Progress(planned, slots=slots, console=console) as progress:
 
             def on_event(event: Event) -> None:
@@ -154,9 +142,10 @@ def _run(study: Study, console: Console) -> int:
 
 
 def open_mirror(study: Study, console: Console) -> Mirror:
+    """The study's mirror, open. Raises ValueError for a database or experiment that a person must see to first."""
     from experiments.mirror import Mirror
 
-    return Mirror(
+    mirror = Mirror(
         study.config,
         study.grid,
         study.store,
@@ -164,6 +153,8 @@ def open_mirror(study: Study, console: Console) -> Mirror:
         command=study.command,
         tell=lambda line: say(console, line),
     )
+    mirror.open()
+    return mirror
 
 
 def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str | None, *, whole: bool) -> bool:
@@ -201,8 +192,11 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
 def sync_study(study: Study, console: Console) -> int:
     """Write to MLflow what the store holds of the study and MLflow does not, then the report."""
     planned = plan(study.store, study.grid.targets)
-    mirror = open_mirror(study, console)
-    mirror.open()
+    try:
+        mirror = open_mirror(study, console)
+    except ValueError as error:
+        print(f"hope: {error}", file=sys.stderr)
+        return MISTAKE
     for item in planned:
         artifact, failure = study.store.get(item.stage), study.store.failure(item.stage)
         if artifact or failure:

@@ -64,7 +64,6 @@ def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_somet
 
     study = open_study(finished)
     mirror = open_mirror(study, Console())
-    mirror.open()
     assert is_reported(study, settled_runs(study) or "")
     assert is_reported(study, mirror.digest_of_runs())
     with closing(sqlite3.connect(database)) as written:

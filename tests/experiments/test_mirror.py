@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from experiments.cli import main
 from experiments.compose import load_config
@@ -138,6 +139,44 @@ def test_two_studies_start_at_once_on_a_store_whose_database_neither_has_made(
         _, errors = process.communicate()
         assert process.returncode == 0, errors
     assert len({run.info.run_id for run in runs_of(finished) if run.data.tags["kind"] == "study"}) == 2
+
+
+def test_a_damaged_database_is_one_line_and_stays_as_it_is(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "out" / "mlflow.db"
+    database.write_bytes(database.read_bytes()[:5000])
+    for command in (["run", *finished], ["sync", *finished], ["report", *finished], ["ui", finished[-1]]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be read as MLflow's database ((sqlite3.DatabaseError) database disk image is malformed)" in line
+        assert "move a damaged file away: hope sync writes the runs anew" in line
+    assert database.stat().st_size == 5000
+
+
+def test_a_deleted_experiment_is_a_mistake_before_a_run_and_lets_one_that_runs_go_on(
+    finished: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    mirror = open_mirror(finished, told)
+    mirror.open()
+    client = MlflowClient(load_config(finished)[0].tracking)
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    client.delete_experiment(experiment)
+    for event in ends(finished):
+        mirror.note(event)
+    assert mirror.finish(ok=True) is None
+    assert len(told) == 1
+    for command in ("sync", "report"):
+        assert main([command, *finished]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert (
+            f"'smoke' was deleted in MLflow; restore it (mlflow experiments restore --experiment-id {experiment}"
+            in line
+        )
+    client.restore_experiment(experiment)
+    assert main(["sync", *finished]) == 0
+    check_tree(finished)
 
 
 def test_a_sync_of_what_never_ran_says_so_and_writes_nothing(
