@@ -58,8 +58,9 @@ def expand_parts(parts: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]],
     """
     if parts is None:
         return [], []
-    if set(parts) != set(REGISTRIES) or not all(isinstance(values, list) and values for values in parts.values()):
-        raise ValueError(f"study.parts is {dict(parts)}; give a list for each of {', '.join(REGISTRIES)}")
+    lists = parts.values() if isinstance(parts, Mapping) and set(parts) == set(REGISTRIES) else [None]
+    if not all(isinstance(values, list) and values for values in lists):
+        raise ValueError(f"study.parts is {parts!r}; give a list for each of {', '.join(REGISTRIES)}")
     axes = [[registry.build(value) for value in parts[axis]] for axis, registry in REGISTRIES.items()]
     # Of two names for one triple the first counts.
     registered = {_triple(variant): variant.name for variant in map(get_variant, reversed(list_variants()))}

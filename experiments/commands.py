@@ -263,6 +263,12 @@ def prepare_theory(args: argparse.Namespace) -> Command:
 
     for name in args.variants:
         get_variant(name)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {str(args.out)!r} cannot be made ({error.strerror}); give a folder, or where one can be"
+        ) from None
 
     def theory() -> int:
         run(args.variants, args.out)

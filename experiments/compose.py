@@ -45,6 +45,9 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
         if override.startswith(("+", "~")):
             key = override.split("=", 1)[0].lstrip("+~")
             raise ValueError(f"{override!r} adds or removes a key; only known keys can be set: {key}=...")
+        key, _, value = override.partition("=")
+        if value.strip() == "{}" and key not in ANY_SHAPE:
+            raise ValueError(f"{override!r} changes nothing, as mappings are merged; set a key below it: {key}.KEY=...")
     if not any(override.startswith("study=") for override in overrides):
         raise ValueError(f"no study given; add study=NAME, one of {', '.join(choices('study'))}")
     config, resolved = _compose(overrides)
@@ -166,10 +169,18 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
         if found is not None:
             _refuse_unknown(value, found, f"{place}{key}.")
         elif hint == tuple[VariantEntry, ...]:
-            for entry in value or ():
+            for entry in value if isinstance(value, list) else ():
+                if not isinstance(entry, Mapping):
+                    raise ValueError(f"study.variants has {entry!r}; give a variant's name, or {{name: ..., ...}}")
                 _refuse_unknown(entry, VariantEntry, "study.variants.")
         elif kind is Config and key == "benchmarks":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"benchmarks is {value!r}; study.exclude=[{{benchmark: NAME}}] leaves one out")
             for name, inner in value.items():
+                if not isinstance(inner, Mapping):
+                    raise ValueError(
+                        f"benchmarks.{name} is {inner!r}; study.exclude=[{{benchmark: {name}}}] leaves it out"
+                    )
                 if inner.get("kind") not in BENCHMARK_KINDS:
                     known = ", ".join(BENCHMARK_KINDS)
                     raise ValueError(f"{place}{key}.{name}.kind is {inner.get('kind')!r}; allowed are {known}")

@@ -54,6 +54,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["plan", "study=layout", "model=qwen2_vl_2b"], "give a multiple, such as dataset.frame_size=56"),
         (["run", "study=smoke", "--only", "nobody"], "--only 'nobody' matches no cell"),
         (["theory", "nope"], "unknown variant 'nope'"),
+        (["theory", "hope", "--out", "/etc/passwd"], "--out '/etc/passwd' cannot be made (File exists); give a folder"),
         (["doctor", "color=red"], "'color=red' is not understood here"),
     ],
 )

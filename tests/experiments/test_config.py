@@ -91,6 +91,22 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         (["study=smoke", "tracking_uri=sqlite:a.db"], r"'sqlite:a\.db'; give .* or sqlite:///FILE with no #"),
         (["study=smoke", "tracking_uri=''"], r"tracking_uri is ''; give http"),
         (["study=smoke", "store='/data/100%'"], r"store is '/data/100%'; MLflow's database cannot lie below a folder"),
+        (["study=smoke", "study.variants=hope"], r"study\.variants is 'hope': .* a list"),
+        (
+            ["study=smoke", "study.variants=[1]"],
+            r"study\.variants has 1; give a variant's name, or \{name: \.\.\., \.\.\.\}",
+        ),
+        (
+            ["study=smoke", "benchmarks=null"],
+            r"benchmarks is None; study\.exclude=\[\{benchmark: NAME\}\] leaves one out",
+        ),
+        (["study=smoke", "benchmarks.v_niah_d=null"], r"v_niah_d is None; study\.exclude=\[\{benchmark: v_niah_d\}\]"),
+        (["study=smoke", "benchmarks={}"], r"'benchmarks=\{\}' changes nothing, .* benchmarks\.KEY="),
+        (["study=smoke", "study.parts=[1]"], r"study\.parts is \[1\]; give a list for each of positions, frequencies"),
+        (
+            ["study=smoke", "study.parts={positions: [corner], frequencies: [contiguous], scaling: [3]}"],
+            r"scaling: 3 is no part; give a name, or \{kind: NAME",
+        ),
         (["study=smoke", "study.baseline=rope"], r"study\.baseline is 'rope'; it must be one of m_rope, hope"),
         (["study=smoke", "study.seeds=[]"], r"study\.seeds is empty"),
         (["study=smoke", "study.seeds=[0,0]"], r"study\.seeds is \[0, 0\]; give each value once"),
