@@ -217,6 +217,8 @@ class Config:
                 f"study.train_frames is {self.study.train_frames}; give model.temporal_patch_size "
                 f"{self.model.temporal_patch_size} or more"
             )
+        if isinstance(self.dataset, DatasetConfig):
+            _check_seeds("dataset.seed", self.dataset.seed)
         for name, benchmark in self.benchmarks.items():
             if not isinstance(benchmark, ChoiceBenchmark):
                 _check_seeds(f"benchmarks.{name}.seed", benchmark.seed)

@@ -116,6 +116,7 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         (["study=smoke", "study.search.seed=-1"], r"study\.search\.seed: -1 is no seed; allowed is 0 to 2147483647"),
         (["study=smoke", "study.seeds=[0,2147483648]"], r"study\.seeds: 2147483648 is no seed; allowed is 0 to 21"),
         (["study=smoke", "benchmarks.v_niah_d.seed=-1"], r"benchmarks\.v_niah_d\.seed: -1 is no seed; allowed is 0 to"),
+        (["study=smoke", "dataset.seed=-1"], r"dataset\.seed: -1 is no seed; allowed is 0 to"),
         (["study=smoke", "cluster.chunk_tokens=0"], r"cluster\.chunk_tokens is 0; it must be 1 or more"),
         (["study=smoke", "cluster.num_cpus=-1"], r"cluster\.num_cpus is -1; it must be 1 or more"),
         (["study=smoke", "cluster.decode_timeout_s=0"], r"cluster\.decode_timeout_s is 0\.0; it must be above 0"),
