@@ -20,7 +20,10 @@ REGISTRIES: dict[str, Registry[Any]] = {"positions": POSITIONS, "frequencies": F
 
 
 def combinations(axes: Mapping[str, Sequence[Any]] | None) -> list[dict[str, Any]]:
-    """Every setting of the axes, as values by key; one without values where there are no axes."""
+    """Every setting of the axes, as values by key; one without values where there are no axes.
+
+    Raises ValueError for a key that is none of an axis, and for values that are no list or that one name would have.
+    """
     for key, values in (axes or {}).items():
         if key.split(".")[0] not in ROOTS:
             raise ValueError(
@@ -29,6 +32,11 @@ def combinations(axes: Mapping[str, Sequence[Any]] | None) -> list[dict[str, Any
             )
         if not isinstance(values, list) or not values or len({json.dumps(value) for value in values}) != len(values):
             raise ValueError(f"study.axes.{key} is {values!r}; give a list of one value or more, each once")
+        names = [_text(value) for value in values]
+        if alike := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"study.axes.{key} has two values called {alike[0]}; let them differ in their first six digits"
+            )
     keys = list(axes or {})
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(axes or {}).values())]
 
@@ -58,8 +66,9 @@ def expand_parts(parts: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]],
     """
     if parts is None:
         return [], []
-    if set(parts) != set(REGISTRIES) or not all(isinstance(values, list) and values for values in parts.values()):
-        raise ValueError(f"study.parts is {dict(parts)}; give a list for each of {', '.join(REGISTRIES)}")
+    lists = parts.values() if isinstance(parts, Mapping) and set(parts) == set(REGISTRIES) else [None]
+    if not all(isinstance(values, list) and values for values in lists):
+        raise ValueError(f"study.parts is {parts!r}; give a list for each of {', '.join(REGISTRIES)}")
     axes = [[registry.build(value) for value in parts[axis]] for axis, registry in REGISTRIES.items()]
     # Of two names for one triple the first counts.
     registered = {_triple(variant): variant.name for variant in map(get_variant, reversed(list_variants()))}

@@ -6,6 +6,7 @@ command that needs them, so that `hope --help` is quick.
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -44,9 +45,8 @@ def prepare_schedule_add(args: argparse.Namespace) -> Command:
         job = schedule.add(trigger, task)
 
     def show() -> int:
-        print(
-            f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; hope schedule start store={task.store} runs it"
-        )
+        start = f"hope schedule start {shlex.quote(f'store={task.store}')}"
+        print(f"{job.id}: next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}; {start} runs it")
         return 0
 
     return show
@@ -55,6 +55,7 @@ def prepare_schedule_add(args: argparse.Namespace) -> Command:
 def prepare_schedule_list(args: argparse.Namespace) -> Command:
     from experiments.firing import read_firings
     from experiments.schedule import Schedule, Task
+    from pipelines.engine import hide_passwords
 
     store = scheduled_store(args.overrides)
 
@@ -65,7 +66,8 @@ def prepare_schedule_list(args: argparse.Namespace) -> Command:
                 task = Task(**job.kwargs["task"])
                 ended = f"last exit code {last[job.id].exit_code}" if job.id in last else "not run yet"
                 print(f"{job.id}  next {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}  {job.trigger}  {ended}")
-                print(f"  {task.cause}: hope rerun {' '.join(task.overrides)}")
+                words = ["hope", "rerun", *map(hide_passwords, task.overrides)]
+                print(f"  {task.cause}: {shlex.join(words)}")
         return 0
 
     return show
@@ -261,6 +263,12 @@ def prepare_theory(args: argparse.Namespace) -> Command:
 
     for name in args.variants:
         get_variant(name)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {str(args.out)!r} cannot be made ({error.strerror}); give a folder, or where one can be"
+        ) from None
 
     def theory() -> int:
         run(args.variants, args.out)
@@ -271,13 +279,18 @@ def prepare_theory(args: argparse.Namespace) -> Command:
 
 def prepare_ui(args: argparse.Namespace) -> Command:
     from experiments.doctor import output_folder, serve_ui
+    from experiments.lookup import readable
+    from reports.dashboard import comparison_addresses
 
     store = output_folder(args.overrides)
     if not (store / "mlflow.db").is_file():
         raise ValueError(
             f"store {str(store)!r} has no mlflow.db; run a study first, or name its store: hope ui store=..."
         )
-    return lambda: serve_ui(store, args.port)
+    database, server = f"sqlite:///{(store / 'mlflow.db').resolve()}", f"http://127.0.0.1:{args.port}"
+    with readable(database):
+        addresses = comparison_addresses(database, server)
+    return lambda: serve_ui(store, args.port, addresses)
 
 
 def prepare_doctor(args: argparse.Namespace) -> Command:

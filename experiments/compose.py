@@ -5,6 +5,7 @@ Nothing below this module sees Hydra or a DictConfig.
 
 import dataclasses
 import re
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from experiments.axes import as_overrides, combinations, expand_parts, refuse_set_axes, setting_name
 from experiments.config import BENCHMARK_KINDS, Config, Setting, VariantEntry
+from pipelines.engine import hide_passwords
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("study", "model", "recipe", "dataset", "benchmark", "cluster")
@@ -31,7 +34,7 @@ def choices(group: str) -> list[str]:
 
 
 def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
-    """Compose `study=NAME group=choice key=value ...`; return the config and its resolved YAML.
+    """Compose `study=NAME group=choice key=value ...`; return the config and its resolved YAML without passwords.
 
     `benchmark=NAME`, which may be given several times, adds a benchmark to the study's own.
     Raises ValueError in one line for an unknown study, group, choice or key, an addition, or a value of a wrong type.
@@ -42,6 +45,9 @@ def load_config(overrides: Sequence[str]) -> tuple[Config, str]:
         if override.startswith(("+", "~")):
             key = override.split("=", 1)[0].lstrip("+~")
             raise ValueError(f"{override!r} adds or removes a key; only known keys can be set: {key}=...")
+        key, _, value = override.partition("=")
+        if value.strip() == "{}" and key not in ANY_SHAPE:
+            raise ValueError(f"{override!r} changes nothing, as mappings are merged; set a key below it: {key}.KEY=...")
     if not any(override.startswith("study=") for override in overrides):
         raise ValueError(f"no study given; add study=NAME, one of {', '.join(choices('study'))}")
     config, resolved = _compose(overrides)
@@ -83,7 +89,12 @@ def _compose(overrides: Sequence[str]) -> tuple[Config, str]:
         raise ValueError(
             reason if first["type"] == "value_error" else f"{place} is {first['input']!r}: {reason}"
         ) from None
-    return config, OmegaConf.to_yaml(composed, resolve=True)
+    return config, hide_passwords(OmegaConf.to_yaml(composed, resolve=True))
+
+
+def quoted(value: str) -> str:
+    """A text as the value of an override, whatever signs it holds."""
+    return str(QuotedString(value, Quote.double).with_quotes())
 
 
 def named_benchmarks(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -103,12 +114,18 @@ def _replacing(override: str) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's message in one line; for an unknown key, without its advice to add it."""
+    """Hydra's message in one line; for an unknown key, without its advice to add it; for a text, how to quote it."""
+    if isinstance(error, OverrideParseException):
+        override = error.override.lstrip("+")
+        key, _, value = override.partition("=")
+        in_it = "close its brackets, and quote texts in it that hold more than plain letters, digits and spaces"
+        remedy = in_it if value.startswith(("[", "{")) else f"quote it: {shlex.quote(f'{key}={quoted(value)}')}"
+        return f"{override} cannot be read; {remedy}"
     text = " ".join(str(error).split())
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1])
-    return text.split(" full_key:")[0].split(" See https:")[0]
+    return re.split(r" full_key:| See https:| 3\. To sweep", text)[0]
 
 
 def _unknown_key(key: str) -> str:
@@ -152,10 +169,18 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, place: str) -> None:
         if found is not None:
             _refuse_unknown(value, found, f"{place}{key}.")
         elif hint == tuple[VariantEntry, ...]:
-            for entry in value or ():
+            for entry in value if isinstance(value, list) else ():
+                if not isinstance(entry, Mapping):
+                    raise ValueError(f"study.variants has {entry!r}; give a variant's name, or {{name: ..., ...}}")
                 _refuse_unknown(entry, VariantEntry, "study.variants.")
         elif kind is Config and key == "benchmarks":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"benchmarks is {value!r}; study.exclude=[{{benchmark: NAME}}] leaves one out")
             for name, inner in value.items():
+                if not isinstance(inner, Mapping):
+                    raise ValueError(
+                        f"benchmarks.{name} is {inner!r}; study.exclude=[{{benchmark: {name}}}] leaves it out"
+                    )
                 if inner.get("kind") not in BENCHMARK_KINDS:
                     known = ", ".join(BENCHMARK_KINDS)
                     raise ValueError(f"{place}{key}.{name}.kind is {inner.get('kind')!r}; allowed are {known}")

@@ -1,5 +1,7 @@
 """The config of a study as frozen dataclasses, one a group of conf/. `experiments.compose` makes them of the YAML."""
 
+import math
+import re
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,20 +9,29 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from experiments.cluster import ClusterConfig
 from hope_core.variants import get_variant
-from pipelines.attention import WISHES
 from pipelines.benchmarks.choice import ChoiceBenchmark
 from pipelines.benchmarks.needles import NeedleBenchmark
 from pipelines.benchmarks.niah import NiahBenchmark
 from pipelines.benchmarks.ruler import RulerBenchmark
 from pipelines.data_stages import DatasetConfig
 from pipelines.dataset_folder import FolderDataset
+from pipelines.engine import hide_passwords
 from pipelines.finetune import Recipe
 from pipelines.models import RandomModel
 from pipelines.pretrained import PretrainedModel
 
 PUBLISHED, EQUAL, SEARCHED = "published", "equal", "searched"
 SCALE_RULES = (PUBLISHED, EQUAL, SEARCHED)
+LARGEST_SEED = 2**31 - 1  # a training makes seeds of 64 bits of it
+LONGEST_NAME = 60
+# A study's name is that of a folder and of an MLflow experiment.
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
+FIRINGS = "schedule"  # the experiment that a schedule writes to
+TAKEN_NAMES = (FIRINGS, "Default")
+# SQLite's address has no sign for a # ? or % of a path.
+TRACKING = re.compile(r"https?://[^\s/]\S*|sqlite:///[^#?%]+")
 
 # The kinds of benchmarks, told apart by their field `kind`.
 Benchmark = typing.Annotated[
@@ -44,7 +55,7 @@ class ScaleRange:
     log: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
+        if not 0 < self.low < self.high < math.inf:
             raise ValueError(
                 f"study.search.scales goes from {self.low:g} to {self.high:g}; give 0 < low < high, or a list"
             )
@@ -68,11 +79,16 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scales, ScaleRange) and (
-            not self.scales or min(self.scales) <= 0 or len(set(self.scales)) != len(self.scales)
+            not self.scales
+            or not all(0 < scale < math.inf for scale in self.scales)
+            or len(set(self.scales)) != len(self.scales)
         ):
             raise ValueError(
                 f"study.search.scales is {list(self.scales)}; give numbers above 0, each once, or low, high and trials"
             )
+        if not self.contexts or min(self.contexts) < 1 or len(set(self.contexts)) != len(self.contexts):
+            raise ValueError(f"study.search.contexts is {list(self.contexts)}; give lengths of 1 or more, each once")
+        _check_seeds("study.search.seed", self.seed)
         if self.batch < 1:
             raise ValueError(f"study.search.batch is {self.batch}; it must be 1 or more")
         if self.prune_p is not None and not 0 < self.prune_p < 1:
@@ -98,6 +114,8 @@ class VariantEntry:
                 f"study.variants: {self.name} has some parts only; give positions, frequencies and, if any, scaling, "
                 "or the name of a registered variant alone"
             )
+        if self.published_scale is not None:
+            _check_scale(f"study.variants: published_scale of {self.name}", self.published_scale)
         if self.positions is None:
             get_variant(self.name)  # a name that no variant has is said before a baseline that is not among them
 
@@ -123,6 +141,12 @@ class StudyConfig:
     train_tokens: int | None = None  # of a training video; null: what train_frames frames of the drawn data set are
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"study.name is {self.name!r}; give up to {LONGEST_NAME} letters, digits, - _ and ., no sign first"
+            )
+        if self.name in TAKEN_NAMES:
+            raise ValueError(f"study.name is {self.name!r}, an experiment that MLflow has beside studies; take another")
         for field in ("variants", "seeds", "contexts_frames", "scale_rules"):
             if not getattr(self, field):
                 raise ValueError(f"study.{field} is empty; give at least one")
@@ -131,59 +155,16 @@ class StudyConfig:
             raise ValueError(f"study.variants is {names}; give each name once")
         if self.baseline not in names:
             raise ValueError(f"study.baseline is {self.baseline!r}; it must be one of {', '.join(names)}")
+        _check_scale("study.equal_scale", self.equal_scale)
+        _check_seeds("study.seeds", *self.seeds)
+        if self.train_tokens is not None and self.train_tokens < 1:
+            raise ValueError(f"study.train_tokens is {self.train_tokens}; it must be 1 or more, or null")
         for rule in self.scale_rules:
             if rule not in SCALE_RULES:
                 raise ValueError(f"study.scale_rules has {rule!r}; allowed are {', '.join(SCALE_RULES)}")
         for field in ("seeds", "contexts_frames", "scale_rules"):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 raise ValueError(f"study.{field} is {list(getattr(self, field))}; give each value once")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How each training is spread: see FinetunePlacement and its Placement. With GPUs, a worker trains on them."""
-
-    workers: int
-    cpus_per_worker: int
-    gpus_per_worker: int
-    micro_batch_size: int | None
-    packed: bool
-    checkpoint_steps: int | None
-    gradient_checkpointing: bool
-    fsdp: bool
-    attention: str
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "cpus_per_worker", "micro_batch_size", "checkpoint_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"cluster.training.{name} is {value}; it must be 1 or more")
-        if self.gpus_per_worker not in (0, 1):
-            raise ValueError(f"cluster.training.gpus_per_worker is {self.gpus_per_worker}; allowed are 0 and 1")
-        if self.fsdp and self.workers == 1:
-            raise ValueError("cluster.training.fsdp shards a model over workers; set cluster.training.workers above 1")
-        if self.attention not in WISHES:
-            raise ValueError(f"cluster.training.attention is {self.attention!r}; allowed are {', '.join(WISHES)}")
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Where stages run; no part of any result's identity. Null means all that the machine has, or no address.
-
-    search_workers: scales of one trial that are measured at once. search_storage: a database for Optuna's trials (an
-    SQLAlchemy URL), else a journal in the search's own folder.
-    """
-
-    address: str | None
-    num_cpus: int | None
-    num_gpus: int | None
-    max_retries: int
-    decode_workers: int
-    chunk_tokens: int  # of a row that an evaluation reads in one forward: bounds its memory
-    decode_timeout_s: float
-    training: TrainingConfig
-    search_workers: int
-    search_storage: str | None
 
 
 Dataset = Annotated[DatasetConfig | FolderDataset, Field(discriminator="kind")]
@@ -221,6 +202,26 @@ class Config:
     setting: str = ""
 
     def __post_init__(self) -> None:
+        if not TRACKING.fullmatch(self.tracking):
+            if self.tracking_uri is None:
+                raise ValueError(
+                    f"store is {str(Path(self.store).resolve())!r}; MLflow's database cannot lie below a folder with #"
+                    ", ? or % in its name: take another, or give tracking_uri"
+                )
+            raise ValueError(
+                f"tracking_uri is {hide_passwords(self.tracking_uri)!r}; give http://HOST:PORT, https://HOST, or "
+                "sqlite:///FILE with no #, ? or % in it"
+            )
+        if self.study.train_frames < self.model.temporal_patch_size:
+            raise ValueError(
+                f"study.train_frames is {self.study.train_frames}; give model.temporal_patch_size "
+                f"{self.model.temporal_patch_size} or more"
+            )
+        if isinstance(self.dataset, DatasetConfig):
+            _check_seeds("dataset.seed", self.dataset.seed)
+        for name, benchmark in self.benchmarks.items():
+            if not isinstance(benchmark, ChoiceBenchmark):
+                _check_seeds(f"benchmarks.{name}.seed", benchmark.seed)
         if self.recipe.batch_size % self.cluster.training.workers:
             raise ValueError(
                 f"recipe.batch_size is {self.recipe.batch_size}, no multiple of cluster.training.workers "
@@ -257,8 +258,21 @@ class Config:
     @property
     def tracking(self) -> str:
         """The MLflow tracking URI, resolved."""
-        return self.tracking_uri or f"sqlite:///{Path(self.store).resolve() / 'mlflow.db'}"
+        if self.tracking_uri is not None:
+            return self.tracking_uri
+        return f"sqlite:///{Path(self.store).resolve() / 'mlflow.db'}"
 
     @property
     def report_dir(self) -> Path:
         return Path(self.store) / "reports" / self.study.name
+
+
+def _check_scale(key: str, scale: float) -> None:
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{key} is {scale:g}; give a finite number above 0")
+
+
+def _check_seeds(key: str, *seeds: int) -> None:
+    for seed in seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(f"{key}: {seed} is no seed; allowed is 0 to {LARGEST_SEED}")

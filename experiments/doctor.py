@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.engine import Store, StoreError
@@ -81,14 +81,11 @@ def _versions(part: str, packages: Sequence[str]) -> tuple[str, bool, str]:
     return part, True, ", ".join(found)
 
 
-def serve_ui(store: Path, port: int) -> int:
-    """Serve MLflow's dashboard on 127.0.0.1 until Ctrl-C; prints the page on which each study's cells are compared."""
-    from reports.dashboard import comparison_addresses
-
+def serve_ui(store: Path, port: int, addresses: Mapping[str, str]) -> int:
+    """Serve MLflow's dashboard on 127.0.0.1 until Ctrl-C; `addresses`: the page that compares each study's cells."""
     database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
-    server = f"http://127.0.0.1:{port}"
-    print(f"MLflow on {server}  (experiments are studies; Ctrl-C ends it)")
-    for study, address in comparison_addresses(database, server).items():
+    print(f"MLflow on http://127.0.0.1:{port}  (experiments are studies; Ctrl-C ends it)")
+    for study, address in addresses.items():
         print(f"compare the cells of {study}: {address}")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]

@@ -9,14 +9,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from experiments.compose import load_config
-from experiments.lookup import find_study_run, open_experiment
+from experiments.config import FIRINGS
+from experiments.lookup import Unusable, find_study_run, open_experiment
 from experiments.mirror import UNREACHABLE
 from experiments.rerun import open_rerun
 from experiments.study import open_study
-from pipelines.engine import State, plan
+from pipelines.engine import State, Store, hide_passwords, plan
 from reports.results import search
 
-EXPERIMENT = "schedule"
 Tell = Callable[[str], None]
 
 
@@ -81,12 +81,14 @@ def record_firing(store: Path, firing: Firing, overrides: Sequence[str], tell: T
         return
     waiting = [each for each in read_firings(store) if each.mlflow_run is None]
     try:
-        client = MlflowClient(config.tracking)
-        experiment_id = open_experiment(client, EXPERIMENT, config)
+        client, experiment_id = open_experiment(config, Store(store), FIRINGS)
         for each in waiting:
             write_firing(store, replace(each, mlflow_run=log_firing(client, experiment_id, each)))
+    except Unusable as error:
+        tell(f"{firing.job}: {error}")
     except UNREACHABLE as error:
-        tell(f"the tracking server is away, {len(waiting)} firings wait in {store / 'schedule'} ({str(error)[:200]})")
+        reason = hide_passwords(str(error))[:200]
+        tell(f"the tracking server is away, {len(waiting)} firings wait in {store / 'schedule'} ({reason})")
 
 
 def log_firing(client: MlflowClient, experiment_id: str, firing: Firing) -> str:

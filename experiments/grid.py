@@ -161,7 +161,7 @@ def _at_one_setting(config: Config, surveys: Surveys) -> Grid:
 
 
 def _check_films(config: Config) -> None:
-    """Refuse needles without films to put them in, or too short ones."""
+    """Refuse needles without films to put them in, too short ones, and lengths that are no whole number of cells."""
     if not isinstance(config.dataset, DatasetConfig):
         needles = [name for name, found in config.benchmarks.items() if isinstance(found, NeedleBenchmark)]
         if needles:
@@ -170,9 +170,15 @@ def _check_films(config: Config) -> None:
                 "leave it out, or train on dataset=needles"
             )
         return
-    wanted, longest = max(config.study.contexts_frames), config.dataset.film_frames
-    if wanted > longest:
-        raise ValueError(
-            f"study.contexts_frames has {wanted}, but a film has {longest} frames; "
-            f"lower it or raise dataset.film_frames"
-        )
+    study, longest, cell = config.study, config.dataset.film_frames, config.model.temporal_patch_size
+    lengths = {"study.contexts_frames": study.contexts_frames}
+    if SEARCHED in study.scale_rules and isinstance(config.benchmarks[study.search.benchmark], NeedleBenchmark):
+        lengths["study.search.contexts"] = study.search.contexts
+    for key, wanted in lengths.items():
+        if max(wanted) > longest:
+            raise ValueError(
+                f"{key} has {max(wanted)}, but a film has {longest} frames; lower it or raise dataset.film_frames"
+            )
+        for frames in wanted:
+            if frames < cell or frames % cell:
+                raise ValueError(f"{key} has {frames}; give multiples of model.temporal_patch_size {cell}")

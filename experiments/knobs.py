@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import yaml
 
+from experiments.cluster import ClusterConfig
 from experiments.compose import CONF, choices, load_config
-from experiments.config import BENCHMARK_KINDS, ClusterConfig, Config, StudyConfig
+from experiments.config import BENCHMARK_KINDS, Config, StudyConfig
 from pipelines.data_stages import DatasetConfig
 from pipelines.dataset_folder import FolderDataset
 from pipelines.finetune import Recipe

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.compose import CONF, load_config
+from pipelines.engine import hide_passwords
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 SOURCES = ("hope_core", "pipelines", "experiments", "reports", "conf")
 MAX_PACKAGE_MIB = 10
 TEMPLATES = {"rayjob": "rayjob.yaml.j2", "cronjob": "cronjob.yaml.j2", "slurm": "slurm.sh.j2"}
+# KubeRay and Kubernetes put endings to these names, and have 63 characters for the whole.
+LONGEST_NAMES = {"rayjob": 47, "cronjob": 52}
 AUTH_MODES = ("token", "disabled")
 POLL_S = 1.0
 # Ray's answer while a head that has just come up has no job agent yet.
@@ -70,7 +73,7 @@ def submit(address: str, words: Sequence[str], name: str) -> str:
                 entrypoint=shlex.join(words),
                 submission_id=job,
                 runtime_env={"working_dir": str(folder), "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
-                metadata={"command": shlex.join(words)},
+                metadata={"command": shlex.join(map(hide_passwords, words))},
             )
 
         try:
@@ -179,9 +182,15 @@ def manifest(kind: str, words: Sequence[str], name: str, node: Node) -> str:
     """A RayJob, a CronJob or a Slurm script that runs the words. Raises ValueError where something is missing."""
     if kind != "slurm" and (node.image is None or node.claim is None):
         raise ValueError(f"--print {kind} needs --image, one with HoPE Lab, and --claim, the volume claim of the store")
-    for field in ("workers", "cpus", "memory_gib"):
-        if getattr(node, field) < 1:
-            raise ValueError(f"--{field.replace('_', '-')} is {getattr(node, field)}; give at least 1")
+    for field, least in {"workers": 1, "cpus": 1, "gpus": 0, "memory_gib": 1}.items():
+        if getattr(node, field) < least:
+            raise ValueError(f"--{field.replace('_', '-')} is {getattr(node, field)}; give at least {least}")
+    job = re.sub(r"[^a-z0-9]+", "-", f"hope-{name}".lower()).strip("-")
+    if len(job) > (longest := LONGEST_NAMES.get(kind, len(job))):
+        raise ValueError(
+            f"the name of the {kind} would be {job}, of {len(job)} characters; it may have {longest}: give a shorter "
+            "study.name"
+        )
     import ray
 
     store = Path(next(word.removeprefix("store=") for word in reversed(words) if word.startswith("store=")))
@@ -190,7 +199,7 @@ def manifest(kind: str, words: Sequence[str], name: str, node: Node) -> str:
     templates.filters["json"] = json.dumps  # JSON is YAML; jinja's own filter escapes quotes for HTML
     return templates.get_template(TEMPLATES[kind]).render(
         vars(node),
-        name=re.sub(r"[^a-z0-9]+", "-", f"hope-{name}".lower()).strip("-"),
+        name=job,
         command=shlex.join(words),
         words=list(words),
         mount=str(store if len(store.parts) == 2 else store.parent),

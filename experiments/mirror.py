@@ -9,26 +9,26 @@ sync/<study and server>.writer    which launcher wrote last; another one reads t
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import requests
 from mlflow.exceptions import MlflowException
 
+from experiments.alone import alone
 from experiments.config import Config
 from experiments.grid import Grid
+from experiments.lookup import Unusable
 from experiments.settled import sync_file, sync_key
 from experiments.tracking import Tracker
-from pipelines.engine import Event, EventKind, LeaseHeld, Store
+from pipelines.engine import Event, EventKind, LeaseHeld, Store, hide_passwords
 from pipelines.engine.fingerprint import fingerprint
-from pipelines.engine.lease import LeaseWatch, Owner, this_owner
-from reports.results import without_password
+from pipelines.engine.lease import LeaseWatch, this_owner
 
 RETRY_AFTER_S = 15.0
 # At most a sixth of a launcher's time goes into asking for a server that does not answer.
 RETRY_SHARE = 5.0
-POLL_S = 0.2
 UNREACHABLE = (MlflowException, requests.RequestException)
 
 
@@ -57,8 +57,11 @@ class Mirror:
         return self._written_before + (self._tracker.written if self._tracker else 0)
 
     def open(self) -> None:
-        """Find or make the study run now, if the server is there; a local database exists afterwards."""
-        self._write()
+        """Find or make the study run now, if the server is there; a local database exists afterwards.
+
+        Raises ValueError, in one line, for a database or experiment that a person must see to first.
+        """
+        self._write(is_first=True)
 
     def note(self, event: Event) -> None:
         """Write the end of a stage, or keep it for a later event while the server is away."""
@@ -98,7 +101,7 @@ class Mirror:
             self._lose(error)
         return self._tracker is not None
 
-    def _write(self, *, at_end: bool | None = None) -> None:
+    def _write(self, *, is_first: bool = False, at_end: bool | None = None) -> None:
         """Write all that waits; `at_end` also sets the end of the runs, and waits for another launcher's writing."""
         if time.monotonic() < self._retry_at:
             return
@@ -118,7 +121,9 @@ class Mirror:
                     self._tracker.finish(ok=at_end)
         except LeaseHeld:
             return
-        except UNREACHABLE as error:
+        except (*UNREACHABLE, Unusable) as error:
+            if is_first and isinstance(error, Unusable):
+                raise
             took_s = time.monotonic() - started
             self._retry_at = time.monotonic() + max(RETRY_AFTER_S, RETRY_SHARE * took_s)
             self._lose(error)
@@ -140,11 +145,12 @@ class Mirror:
         self._written_before = self.written
         self._tracker = None
         if not self._told:
-            reason = without_password(" ".join(str(error).split()))[:200]
+            reason = hide_passwords(" ".join(str(error).split()))
+            what = "MLflow cannot be written to" if isinstance(error, Unusable) else "the tracking server is away"
             name = self._config.study.name
             self._tell(
-                f"the tracking server is away, {len(self._waiting)} records wait in the store and the run goes on; "
-                f"it is asked again, else: hope sync study={name}   ({reason})"
+                f"{what}, {len(self._waiting)} records wait in the store and the run goes on; it is asked again, else: "
+                f"hope sync study={name}   ({reason if isinstance(error, Unusable) else reason[:200]})"
             )
             self._told = True
 
@@ -154,22 +160,3 @@ class Mirror:
     def _read(self, part: str) -> str:
         path = self._path(part)
         return path.read_text() if path.exists() else ""
-
-
-@contextmanager
-def alone(store: Store, name: str, owner: Owner, watch: LeaseWatch, *, patient: bool) -> Iterator[None]:
-    """Hold a lease of the store. Raises LeaseHeld where another process holds it, unless patient."""
-    dead: frozenset[str] = frozenset()
-    while True:
-        try:
-            lease = store.leases.acquire(name, owner, dead)
-            break
-        except LeaseHeld as held:
-            if watch.stands_still(held.holder):
-                dead |= {held.holder.token}
-            elif not patient:
-                raise
-            else:
-                time.sleep(POLL_S)
-    with lease:
-        yield

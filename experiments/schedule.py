@@ -10,6 +10,7 @@ cut off runs once, not once per missed time.
 
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -30,11 +31,13 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from experiments.compose import load_config, quoted
 from experiments.firing import Firing, Tell, missing_stages, record_firing, study_run_of
 from experiments.study import INTERRUPTED, open_study
-from pipelines.engine import Store
+from pipelines.engine import Store, hide_passwords
 
 POLL_S = 5.0
+LONGEST_S = 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -137,23 +140,27 @@ class Schedule:
 
 
 def cron(crontab: str) -> CronTrigger:
-    """Cron times, in this machine's time zone. Raises ValueError for what is no such time."""
+    """Cron times, in this machine's time zone. Raises ValueError for what is no such time, or one that never comes."""
     fields = crontab.split()
     if len(fields) == 5 and any(character.isdigit() for character in fields[4]):
         raise ValueError(
             f"--cron {crontab!r}: write days of the week as mon ... sun; cron programs count them differently"
         )
     try:
-        return CronTrigger.from_crontab(crontab)
+        trigger = CronTrigger.from_crontab(crontab)
     except ValueError as error:
         raise ValueError(
             f"--cron {crontab!r} is no time ({error}); give minute hour day month weekday, as in '0 3 * * *'"
         ) from None
+    if trigger.get_next_fire_time(None, datetime.now(UTC)) is None:
+        raise ValueError(f"--cron {crontab!r} never comes; give a day that its months have")
+    return trigger
 
 
 def every(seconds: float) -> IntervalTrigger:
-    if not seconds > 0:
-        raise ValueError(f"--every-s is {seconds}; give seconds above 0")
+    """Times so far apart. Raises ValueError for an interval that is none, or longer than a year."""
+    if not 0 < seconds <= LONGEST_S:
+        raise ValueError(f"--every-s is {seconds}; give seconds above 0, at most {LONGEST_S}, a year")
     return IntervalTrigger(seconds=seconds)
 
 
@@ -165,7 +172,8 @@ def make_task(name: str, overrides: Sequence[str], *, crontab: str | None, watch
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"schedule name {name!r}: use letters, digits, - and _")
     store = str(Path(open_study(overrides).config.store).resolve())
-    kept = (*(override for override in overrides if not override.startswith("store=")), f"store={store}")
+    kept = (*(override for override in overrides if not override.startswith("store=")), f"store={quoted(store)}")
+    load_config(kept)  # what a firing will read
     if watch is None:
         return Task(store, name, kept, f"cron {crontab}")
     state = folder_state(watch)
@@ -213,7 +221,8 @@ def fire(task: dict[str, Any], due: str = "", tell: Tell = print, lock: int | No
     firing_id = f"{name}-{started:%Y%m%dT%H%M%S%f}Z"
     log = store / "logs" / "schedule" / f"{firing_id}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    tell(f"{name}: {task['cause']}; hope rerun {' '.join(overrides)}")
+    shown = shlex.join(["hope", "rerun", *map(hide_passwords, overrides)])
+    tell(f"{name}: {task['cause']}; {shown}")
     missing_before = missing_stages(overrides)
     clock = time.monotonic()
     with log.open("ab") as output:
@@ -227,7 +236,7 @@ def fire(task: dict[str, Any], due: str = "", tell: Tell = print, lock: int | No
         due=due,
         started=started.isoformat(timespec="seconds"),
         duration_s=round(time.monotonic() - clock, 3),
-        command=" ".join(["hope rerun", *overrides]),
+        command=shown,
         exit_code=exit_code,
         ran=tuple(label for label in missing_before if label not in missing),
         study_run=study_run_of(overrides),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from experiments.compose import CONF
 from pipelines.engine import Store, fingerprint
+from pipelines.engine.store import write_json
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -54,20 +55,22 @@ def database_state(tracking: str) -> list[str] | None:
 
 def settle(study: Study, *, database: list[str] | None, runs: str) -> None:
     """Note that MLflow has every selected cell: `runs` is the digest of its runs, read after the state `database`."""
-    text = json.dumps({"cells": study.selected.fingerprint, "database": database, "runs": runs})
-    _settled_file(study).write_text(text)
+    write_json(_settled_file(study), {"cells": study.selected.fingerprint, "database": database, "runs": runs})
 
 
 def settled_runs(study: Study) -> str | None:
     """The digest of the study's runs, where MLflow has every selected cell and was not written to since.
 
-    None where only MLflow can tell: on a server, or when its database has changed or is gone.
+    None where only MLflow can tell: on a server, when its database has changed or is gone, or the file is damaged.
     """
     path = _settled_file(study)
     database = database_state(study.config.tracking)
     if not database or not path.is_file():
         return None
-    left = json.loads(path.read_text())
+    try:
+        left = json.loads(path.read_text())
+    except ValueError:  # cut off, by a full disk or a lost machine; the next whole run writes it anew
+        return None
     return left["runs"] if (left["cells"], left["database"]) == (study.selected.fingerprint, database) else None
 
 

@@ -22,6 +22,7 @@ from experiments.progress import Progress, counts, doing, duration
 from experiments.settled import database_state, is_reported, note_reported, settle, settled_runs
 from experiments.training import missing as training_missing
 from pipelines.engine import Event, EventKind, Failure, Stage, State, Store, Summary, explain, plan, walk
+from pipelines.engine.provenance import hide_passwords
 from pipelines.engine.ray_runner import RayRunner
 
 # A finished study run again, and commands that only look at the store, spend no seconds on importing MLflow and the
@@ -35,7 +36,10 @@ NOTHING_TO_DO = "nothing to do: every cell is done"
 
 @dataclass(frozen=True)
 class Study:
-    """A composed study with its grid and store; nothing has been written yet. `selected`: what --only leaves of it."""
+    """A composed study with its grid and store; nothing has been written yet. `selected`: what --only leaves of it.
+
+    `resolved` and `command` are kept and shown, and have no password.
+    """
 
     config: Config
     resolved: str
@@ -55,7 +59,8 @@ def open_study(overrides: Sequence[str], *, only: str | None = None, command: st
     store = Store(Path(config.store))
     grid = build_grid(config)
     selected = grid if only is None else restrict(grid, only)
-    return Study(config, resolved, shlex.join(["hope", command, *overrides]), grid, selected, store)
+    words = ["hope", command, *map(hide_passwords, overrides)]
+    return Study(config, resolved, shlex.join(words), grid, selected, store)
 
 
 def refuse_missing(study: Study, *, training: bool = True) -> None:
@@ -109,14 +114,13 @@ def _run(study: Study, console: Console) -> int:
         max_retries=config.cluster.max_retries,
     )
     with runner:
-        if missing:
-            try:
+        try:
+            if missing:
                 runner.check([item.stage for item in planned if item.state != State.DONE])
-            except ValueError as error:
-                print(f"hope: {error}", file=sys.stderr)
-                return MISTAKE
-        mirror = open_mirror(study, console)
-        mirror.open()  # the database is made here, before any stage runs
+            mirror = open_mirror(study, console)  # the database is made here, before any stage runs
+        except ValueError as error:
+            print(f"hope: {error}", file=sys.stderr)
+            return MISTAKE
         with Progress(planned, slots=slots, console=console) as progress:
 
             def on_event(event: Event) -> None:
@@ -138,9 +142,10 @@ def _run(study: Study, console: Console) -> int:
 
 
 def open_mirror(study: Study, console: Console) -> Mirror:
+    """The study's mirror, open. Raises ValueError for a database or experiment that a person must see to first."""
     from experiments.mirror import Mirror
 
-    return Mirror(
+    mirror = Mirror(
         study.config,
         study.grid,
         study.store,
@@ -148,6 +153,8 @@ def open_mirror(study: Study, console: Console) -> Mirror:
         command=study.command,
         tell=lambda line: say(console, line),
     )
+    mirror.open()
+    return mirror
 
 
 def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str | None, *, whole: bool) -> bool:
@@ -156,7 +163,6 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
     A report that was made of the same runs stays. `whole`: every selected cell is done and told to MLflow.
     """
     from experiments.mirror import UNREACHABLE
-    from reports.results import without_password
 
     try:
         if run_id is not None:
@@ -178,7 +184,7 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
         say(console, str(error))
         return False
     except UNREACHABLE as error:
-        say(console, without_password(" ".join(str(error).split()))[:200])
+        say(console, hide_passwords(" ".join(str(error).split()))[:200])
     say(console, f"done, but not in MLflow yet; once the tracking server is back: {study.again('sync')}")
     return False
 
@@ -186,8 +192,11 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
 def sync_study(study: Study, console: Console) -> int:
     """Write to MLflow what the store holds of the study and MLflow does not, then the report."""
     planned = plan(study.store, study.grid.targets)
-    mirror = open_mirror(study, console)
-    mirror.open()
+    try:
+        mirror = open_mirror(study, console)
+    except ValueError as error:
+        print(f"hope: {error}", file=sys.stderr)
+        return MISTAKE
     for item in planned:
         artifact, failure = study.store.get(item.stage), study.store.failure(item.stage)
         if artifact or failure:

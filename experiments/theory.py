@@ -30,13 +30,12 @@ SLOT_COLORS = ("#d9d9d9", "#d55e00", "#0072b2", "#56b4e9", "#009e73")
 
 
 def run(names: list[str], out_dir: Path) -> None:
-    """Print the table for these variants and write theory.md, preference, violation and slots as SVG and PNG.
+    """Print the table for these variants; write theory.md, preference, violation, slots as SVG and PNG to the folder.
 
     Sizes of Qwen2-VL (head_dim 128, rope_theta 1e6), frames of 9 x 16 tokens, every variant at temporal factor 1.
     Raises ValueError for an unknown variant.
     """
     variants = [get_variant(name) for name in names]
-    out_dir.mkdir(parents=True, exist_ok=True)
     violations = {variant.name: first_violation(variant, LIMIT) for variant in variants}
     text = table(variants, violations)
     print(text)

@@ -23,7 +23,6 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from experiments.asking import train_length
@@ -49,8 +48,7 @@ class Tracker:
         for noisy in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._config, self._grid, self._store = config, grid, store
-        self._client = MlflowClient(config.tracking)
-        self._experiment_id = open_experiment(self._client, config.study.name, config)
+        self._client, self._experiment_id = open_experiment(config, store, config.study.name)
         self._overrides = shlex.split(command)[2:]
         self.written = 0  # runs written by this launch
         self._runs: dict[str, str] = {}

@@ -62,10 +62,17 @@ def label(variant: str, setting: str) -> str:
 def build_variant(entry: VariantEntry) -> Variant:
     """A registered variant, or one of the given parts. Raises ValueError in one line."""
     if entry.positions is None or entry.frequencies is None:
-        return get_variant(entry.name)
-    return make_variant(
-        entry.name, positions=entry.positions, frequencies=entry.frequencies, scaling=entry.scaling or "none"
-    )
+        variant = get_variant(entry.name)
+    else:
+        variant = make_variant(
+            entry.name, positions=entry.positions, frequencies=entry.frequencies, scaling=entry.scaling or "none"
+        )
+    if entry.published_scale is not None and not variant.scalable:
+        raise ValueError(
+            f"study.variants: {entry.name} has published_scale {entry.published_scale:g}, and no scale to set: "
+            f"{variant.unscalable_because}; leave it out"
+        )
+    return variant
 
 
 def make_trial(
@@ -124,7 +131,8 @@ def make_trial(
         cluster = config.cluster
         where = SearchPlacement(cluster.chunk_tokens, cluster.search_workers, cluster.search_storage, num_gpus)
         search = search_stage(identity, where, rests_on, group=name)
-    published = (entry.published_scale or variant.inference_scale) if scalable else None
+    own = variant.inference_scale if entry.published_scale is None else entry.published_scale
+    published = own if scalable else None
     if scalable and published is None and PUBLISHED in study.scale_rules:
         raise ValueError(f"variant {variant.name} has no published scale; add published_scale to it in study.variants")
     placement = EvaluatePlacement(config.cluster.chunk_tokens)

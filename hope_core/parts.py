@@ -43,10 +43,12 @@ class Registry(dict[str, type[P]]):
     def build(self, value: str | Mapping[str, Any] | P) -> P:
         """A part from its name, from {"kind": name, parameter: value}, or a part as it is.
 
-        Raises ValueError for an unknown kind or parameter, with the known ones.
+        Raises ValueError for what is none of these, and for an unknown kind or parameter, with the known ones.
         """
         if isinstance(value, Part):
             return self.check(value)
+        if not isinstance(value, str | Mapping):
+            raise ValueError(f"{self.axis}: {value!r} is no part; give a name, or {{kind: NAME, PARAMETER: VALUE}}")
         parameters: dict[str, Any] = {"kind": value} if isinstance(value, str) else dict(value)
         kind = str(parameters.pop("kind", None))
         if kind not in self:

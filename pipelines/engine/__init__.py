@@ -4,6 +4,7 @@ from pipelines.engine.fingerprint import ABSENT, Difference, NotEncodable, diff,
 from pipelines.engine.lease import LeaseHeld, LeaseLost
 from pipelines.engine.local_runner import LocalRunner
 from pipelines.engine.plan import PlannedStage, State, explain, plan
+from pipelines.engine.provenance import hide_passwords
 from pipelines.engine.ray_runner import RayRunner
 from pipelines.engine.runner import Event, EventKind, OnEvent, Runner, Summary, ignore
 from pipelines.engine.stage import Artifact, Resources, Stage, StageConfig, Workers, walk
@@ -37,6 +38,7 @@ __all__ = [
     "encode",
     "explain",
     "fingerprint",
+    "hide_passwords",
     "ignore",
     "plan",
     "walk",

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -19,12 +20,17 @@ def capture_launch(seed: int | None = None) -> dict[str, Any]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
-        "argv": list(sys.argv),
+        "argv": [hide_passwords(word) for word in sys.argv],
         "seed": seed,
         "python": platform.python_version(),
         "versions": {name: found for name in LIBRARIES if (found := _version(name))},
         "host": socket.gethostname(),
     }
+
+
+def hide_passwords(text: str) -> str:
+    """The text with USER:PASSWORD in the place of what its addresses carry: what is kept or shown is passed on."""
+    return re.sub(r"//[^/\s]*@", "//USER:PASSWORD@", text)
 
 
 def capture_process(started_at: float, duration_s: float) -> dict[str, Any]:

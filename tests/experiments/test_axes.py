@@ -101,6 +101,11 @@ def test_parts_become_variants_with_registered_names_where_there_are_any() -> No
         (["study.exclude=[{seed: 0}]"], r"study\.exclude leaves no cell"),
         (["study.parts={positions: [corner]}"], r"give a list for each of positions, frequencies, scaling"),
         (["study.parts={positions: [x], frequencies: [x], scaling: [x]}"], r"positions: unknown kind 'x'; known"),
+        (
+            ["study.axes={recipe.lr: [0.001, 0.0010000001]}"],
+            r"recipe\.lr has two values called 0\.001; let them differ in",
+        ),
+        (["study.axes={model.num_layers: [1, 1.0]}"], r"model\.num_layers has two values called 1; let them differ"),
     ],
 )
 def test_axes_that_cannot_be_are_refused_in_one_line(overrides: list[str], message: str) -> None:

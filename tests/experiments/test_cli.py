@@ -58,6 +58,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         ),
         (["run", "study=smoke", "--only", "nobody"], "--only 'nobody' matches no cell"),
         (["theory", "nope"], "unknown variant 'nope'"),
+        (["theory", "hope", "--out", "/etc/passwd"], "--out '/etc/passwd' cannot be made (File exists); give a folder"),
         (["doctor", "color=red"], "'color=red' is not understood here"),
     ],
 )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments.cli import main
 from experiments.compose import load_config
-from experiments.settled import is_reported, settled_runs
+from experiments.settled import database_state, is_reported, settle, settled_runs
 from experiments.study import open_mirror, open_study
 
 HEAVY = {"torch", "transformers", "accelerate", "ray", "mlflow", "scipy", "pandas", "matplotlib"}
@@ -64,7 +64,6 @@ def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_somet
 
     study = open_study(finished)
     mirror = open_mirror(study, Console())
-    mirror.open()
     assert is_reported(study, settled_runs(study) or "")
     assert is_reported(study, mirror.digest_of_runs())
     with closing(sqlite3.connect(database)) as written:
@@ -80,6 +79,16 @@ def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_somet
     with closing(sqlite3.connect(moved / "mlflow.db")) as refilled:
         ((runs,),) = refilled.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'")
     assert runs == 1 + len(study.grid.trials) + len(study.grid.cells)
+
+
+@pytest.mark.parametrize("kept_characters", [0, 9])
+def test_a_settled_file_that_was_cut_off_settles_nothing(finished: list[str], kept_characters: int) -> None:
+    study = open_study(finished)
+    settle(study, database=database_state(study.config.tracking), runs="all")
+    assert settled_runs(study) == "all"
+    (file,) = (study.store.root / "sync").iterdir()
+    file.write_text(file.read_text()[:kept_characters])
+    assert settled_runs(study) is None
 
 
 def test_commands_that_look_at_the_store_import_nothing_heavy_but_for_the_statistics_of_a_plan(

@@ -96,6 +96,11 @@ def test_a_slurm_script_starts_a_head_and_workers_and_exits_as_the_study_does(
         (["--print", "slurm", "study=smoke", "store=outputs"], "store 'outputs' is no full path"),
         (["--print", "slurm", "study=nope", "store=/s"], "unknown study 'nope'"),
         (["--print", "slurm", "--cpus", "0", "study=smoke", "store=/s"], "--cpus is 0; give at least 1"),
+        (["--print", "slurm", "--gpus", "-1", "study=smoke", "store=/s"], "--gpus is -1; give at least 0"),
+        (
+            ["--print", "rayjob", *NODE, "study=smoke", "store=/s", f"study.name={'x' * 43}"],
+            f"would be hope-{'x' * 43}, of 48 characters; it may have 47: give a shorter study.name",
+        ),
         (["--address", "head:8265", "study=smoke", "store=/s"], "give the job server as http://HOST:8265"),
         (["--print", "slurm", "study=smoke", "store=s3://bucket/hope"], "'s3://bucket/hope' is no full path"),
         (["--job", "x"], "--job shows a job of the cluster at --address"),

@@ -1,7 +1,10 @@
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from experiments.cli import main
 from experiments.compose import load_config
@@ -118,6 +121,78 @@ def test_two_launchers_of_one_study_write_each_run_once(finished: list[str]) -> 
         first.note(event)
         second.note(event)
     assert first.finish(ok=True) == second.finish(ok=True)
+    check_tree(finished)
+
+
+@pytest.mark.slow
+def test_the_password_of_a_server_is_in_nothing_that_is_kept_or_said(
+    finished: list[str], server: TrackingServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.start()
+    study = [*finished, f"tracking_uri={server.uri.replace('//', '//me:hunter2@')}"]
+    assert main(["report", *study]) == 2
+    assert "USER:PASSWORD@127.0.0.1" in capfd.readouterr().err
+    assert main(["sync", *study]) == 0
+    (command,) = {run.data.tags["command"] for run in runs_of(study) if run.data.tags["kind"] == "study"}
+    assert command.endswith(f"tracking_uri={server.uri.replace('//', '//USER:PASSWORD@')}")
+    server.stop()
+    assert main(["report", *study]) == 2
+    assert main(["sync", *study]) == 1
+    assert "hunter2" not in "".join(capfd.readouterr())
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_two_studies_start_at_once_on_a_store_whose_database_neither_has_made(
+    finished: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "mlflow.db").unlink()
+    command = [sys.executable, "-m", "experiments", "sync", *finished]
+    one, other = (
+        subprocess.Popen([*command, f"study.scale_rules={rules}"], stderr=subprocess.PIPE, text=True)
+        for rules in ("[published]", "[published,searched]")
+    )
+    for process in (one, other):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert len({run.info.run_id for run in runs_of(finished) if run.data.tags["kind"] == "study"}) == 2
+
+
+def test_a_damaged_database_is_one_line_and_stays_as_it_is(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "out" / "mlflow.db"
+    database.write_bytes(database.read_bytes()[:5000])
+    for command in (["run", *finished], ["sync", *finished], ["report", *finished], ["ui", finished[-1]]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be read as MLflow's database ((sqlite3.DatabaseError) database disk image is malformed)" in line
+        assert "move a damaged file away: hope sync writes the runs anew" in line
+    assert database.stat().st_size == 5000
+
+
+def test_a_deleted_experiment_is_a_mistake_before_a_run_and_lets_one_that_runs_go_on(
+    finished: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    mirror = open_mirror(finished, told)
+    mirror.open()
+    client = MlflowClient(load_config(finished)[0].tracking)
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    client.delete_experiment(experiment)
+    for event in ends(finished):
+        mirror.note(event)
+    assert mirror.finish(ok=True) is None
+    assert len(told) == 1
+    for command in ("sync", "report"):
+        assert main([command, *finished]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert (
+            f"'smoke' was deleted in MLflow; restore it (mlflow experiments restore --experiment-id {experiment}"
+            in line
+        )
+    client.restore_experiment(experiment)
+    assert main(["sync", *finished]) == 0
     check_tree(finished)
 
 

@@ -9,11 +9,13 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.cli import main
+from experiments.compose import quoted
 from experiments.firing import read_firings
 from experiments.rerun import open_rerun
 from experiments.schedule import AlreadyRunning, Schedule, cron, every, make_task, only_scheduler
 from pipelines.engine import LocalRunner, Store
 from tests.experiments.conftest import ONE_TRIAL
+from tests.experiments.servers import free_port
 from tests.pipelines.benchmarks.miniatures import write_mlvu
 
 
@@ -84,6 +86,33 @@ def test_a_job_outlives_its_scheduler_and_what_was_missed_runs_once(small: list[
     assert (firing.ran, firing.study_run) == ((), None)
 
 
+def test_a_firing_keeps_no_password_but_in_the_schedule_that_only_its_owner_reads(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, clock, told = tmp_path / "out", Clock(), list[str]()
+    study = [*small, f"tracking_uri=http://me:hunter2@127.0.0.1:{free_port()}"]
+    with Schedule(store, clock=clock) as schedule:
+        schedule.add(cron("0 3 * * *"), make_task("nightly", study, crontab="0 3 * * *", watch=None))
+    clock.forward(days=1)
+    with Schedule(store, clock=clock) as schedule:
+        (firing,) = schedule.run_due(told.append)
+    assert "tracking_uri=http://USER:PASSWORD@127.0.0.1" in firing.command
+    assert main(["schedule", "list", f"store={store}"]) == 0
+    assert "hunter2" not in "".join([*told, *capsys.readouterr()])
+    holding = [path.name for path in store.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert holding == ["schedule.db"]
+
+
+def test_a_store_of_any_name_is_found_again_by_its_firings(small: list[str], tmp_path: Path) -> None:
+    store, clock = tmp_path / "jürgen, (a b)=1", Clock()
+    study = [*small, f"store={quoted(str(store))}"]
+    with Schedule(store, clock=clock) as schedule:
+        schedule.add(cron("0 3 * * *"), make_task("nightly", study, crontab="0 3 * * *", watch=None))
+        clock.forward(days=1)
+        (firing,) = schedule.run_due(print)
+    assert "has no checkpoint" in (store / firing.log).read_text()
+
+
 def test_one_scheduler_works_on_a_store_and_a_rerun_that_outlives_it_counts(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,10 +158,14 @@ def test_the_schedule_is_listed_and_only_its_owner_can_read_it(
         (["add", "nightly", "--cron", "0 3 * *", "study=smoke"], "is no time"),
         (["add", "nightly", "--cron", "0 3 * * 1", "study=smoke"], "days of the week as mon ... sun"),
         (["add", "nightly", "--cron", "0 25 * * *", "study=smoke"], "is no time"),
+        (["add", "never", "--cron", "0 0 31 2 *", "study=smoke"], "'0 0 31 2 *' never comes"),
         (["add", "a/b", "--cron", "0 3 * * *", "study=smoke"], "use letters, digits"),
         (["add", "nightly", "--cron", "0 3 * * *", "study=nope"], "unknown study 'nope'"),
         (["add", "watched", "--watch", "nowhere", "study=smoke"], "is no folder"),
         (["add", "watched", "--watch", ".", "--every-s", "0", "study=smoke"], "give seconds above 0"),
+        (["add", "watched", "--watch", ".", "--every-s", "inf", "study=smoke"], "--every-s is inf; give seconds above"),
+        (["add", "watched", "--watch", ".", "--every-s", "nan", "study=smoke"], "--every-s is nan; give seconds above"),
+        (["add", "watched", "--watch", ".", "--every-s", "1e12", "study=smoke"], "at most 31536000"),
         (["start"], "has no schedule"),
         (["list", "store=nowhere"], "has no schedule"),
     ],

@@ -33,6 +33,17 @@ def test_a_record_holds_identity_result_inputs_and_where_it_comes_from(store: St
     assert {"host", "cpu_count", "device", "started_at", "duration_s"} <= record.provenance["process"].keys()
 
 
+def test_a_record_keeps_the_command_without_the_password_of_an_address(
+    store: Store, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hope", "tracking_uri=http://me:p@ss@host:5000/x", "store=/data/a@b"])
+    stage = toy(add, "a", desk)
+    LocalRunner(store).run([stage])
+    record = store.record("add", stage.fingerprint)
+    assert record is not None
+    assert record.provenance["argv"] == ["hope", "tracking_uri=http://USER:PASSWORD@host:5000/x", "store=/data/a@b"]
+
+
 def test_an_artifact_gives_the_files_and_the_result(store: Store, desk: Path) -> None:
     stage = toy(add, "a", desk, value=7)
     assert store.get(stage) is None
