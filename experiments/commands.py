@@ -194,13 +194,13 @@ def prepare_report(args: argparse.Namespace) -> Command:
     from rich.console import Console
 
     from experiments.lookup import find_study_run
-    from experiments.study import make_report, open_study
+    from experiments.study import load_results, make_report, open_study
 
     study = open_study(args.overrides)
-    run_id = find_study_run(study.config, study.grid)
+    results = load_results(study, find_study_run(study.config, study.grid))
 
     def report() -> int:
-        make_report(study, Console(), run_id)
+        make_report(study, Console(), results)
         return 0
 
     return report
@@ -223,13 +223,11 @@ def prepare_sync(args: argparse.Namespace) -> Command:
 
 def prepare_compare(args: argparse.Namespace) -> Command:
     from experiments.lookup import find_study_run
-    from experiments.study import open_study
+    from experiments.study import load_results, open_study
     from reports.compare import compare
-    from reports.results import load_study
 
     study = open_study(args.overrides)
-    run_id = find_study_run(study.config, study.grid)
-    results = load_study(study.config.tracking, study.config.study.name, run_id=run_id)
+    results = load_results(study, find_study_run(study.config, study.grid))
     comparison = compare(results, *args.trials)
 
     def show() -> int:

@@ -29,6 +29,7 @@ from pipelines.engine.ray_runner import RayRunner
 # report: what writes them brings them.
 if TYPE_CHECKING:
     from experiments.mirror import Mirror
+    from reports.results import StudyResults
 
 DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 NOTHING_TO_DO = "nothing to do: every cell is done"
@@ -173,7 +174,7 @@ def report_mirrored(study: Study, console: Console, mirror: Mirror, run_id: str 
                 if kept:
                     show_report(study, console)
                 else:
-                    make_report(study, console, run_id)
+                    make_report(study, console, load_results(study, run_id))
                     if kept := mirror.attach_report():
                         note_reported(study, runs)
                 if kept:
@@ -210,17 +211,22 @@ def sync_study(study: Study, console: Console) -> int:
     return DONE if ok and reported and not incomplete else SOME_FAILED
 
 
-def make_report(study: Study, console: Console, run_id: str) -> None:
-    """Build the report of one study run from MLflow alone and print the summary table and the report's path.
+def load_results(study: Study, run_id: str) -> StudyResults:
+    """What MLflow holds of one study run. Raises ValueError in one line where that cannot be reported."""
+    from reports.results import load_study
+
+    return load_study(study.config.tracking, study.config.study.name, run_id=run_id)
+
+
+def make_report(study: Study, console: Console, results: StudyResults) -> None:
+    """Build the report of one study run, read from MLflow, and print the summary table and the report's path.
 
     It says what changed since the study's former run, where there is one.
     """
     from reports.render import write_report  # figures and tables: seconds of imports
-    from reports.results import earlier_study, load_study
+    from reports.results import earlier_study
 
-    tracking = study.config.tracking
-    results = load_study(tracking, study.config.study.name, run_id=run_id)
-    write_report(results, study.config.report_dir, earlier=earlier_study(tracking, results))
+    write_report(results, study.config.report_dir, earlier=earlier_study(study.config.tracking, results))
     show_report(study, console)
 
 

@@ -149,7 +149,11 @@ def load_study(tracking_uri: str, study: str, *, run_id: str | None = None) -> S
     status = shlex.join(["hope", "status", *shlex.split(command)[2:]])
     if not cell_runs:
         errors = [run.data.tags["error"] for run in trial_runs if "error" in run.data.tags]
-        why = f"{len(errors)} trainings failed, one with {errors[0]}" if errors else "none was evaluated"
+        why = (
+            f"{len(errors)} of {len(trial_runs)} trainings failed, one with {errors[0]}"
+            if errors
+            else "none was evaluated"
+        )
         raise ValueError(f"study {study!r} has no cell to report; {why}: see {status}")
     cells = newest(cell_table(cell_runs), ["trial", "benchmark", "context", "scale_rule"])
     trials = newest(trial_table(trial_runs), ["trial"])

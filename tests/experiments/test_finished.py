@@ -35,6 +35,17 @@ def hope(*commands: Sequence[str]) -> tuple[str, list[set[str]]]:
     return "\n".join(line for line in lines if not line.startswith("IMPORTED")), imported
 
 
+def test_a_study_of_which_no_training_went_well_is_reported_in_one_line(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*small, "study.variants=[m_rope]", "study.scale_rules=[published]", "recipe.lr=1e30"]
+    assert main(["run", *overrides]) == 1
+    capsys.readouterr()
+    assert main(["report", *overrides]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no cell to report; 1 of 1 trainings failed, one with FloatingPointError: " in line
+
+
 def test_a_finished_study_imports_nothing_heavy_and_keeps_its_report_until_something_is_changed(
     finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,7 +156,7 @@ def test_a_study_without_a_cell_says_why_and_what_shows_more(root: Path) -> None
     for run in client.search_runs([experiment_id], "tags.kind = 'trial'"):
         client.set_tag(run.info.run_id, "error", "FloatingPointError: the loss is nan at step 0")
         client.set_terminated(run.info.run_id, "FAILED")
-    why = "2 trainings failed, one with FloatingPointError: the loss is nan at step 0"
+    why = "2 of 2 trainings failed, one with FloatingPointError: the loss is nan at step 0"
     with pytest.raises(ValueError, match=f"has no cell to report; {why}{shown}$"):
         load_study(uri, "untrained")
 
