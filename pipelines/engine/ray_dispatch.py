@@ -21,6 +21,9 @@ from pipelines.engine.stage import Resources, Stage, Workers
 from pipelines.engine.store import Store
 
 MAX_BACKOFF_S = 60.0
+# Else a task that asked for no GPU sees them all (https://github.com/ray-project/ray/issues/54868). What a stage
+# starts, Ray Train's workers and Ray Data's, inherits this, and sees the GPUs that it asks for itself.
+HIDE_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 SLACK = 1e-6  # sums of fractions of a GPU
 
 
@@ -87,12 +90,16 @@ def check_nodes(stages: Sequence[Stage]) -> None:
 
 
 class Dispatch:
-    """Drives a frontier to its end. Afterwards no task runs and no lease is held, however it ended."""
+    """Drives a frontier to its end. Afterwards no task runs and no lease is held, however it ended.
 
-    def __init__(self, store: Store, frontier: Frontier, policy: Policy, stop: StopFlag) -> None:
+    `joined`: Ray was not started by this process, so that its workers must be told HIDE_GPUS.
+    """
+
+    def __init__(self, store: Store, frontier: Frontier, policy: Policy, stop: StopFlag, *, joined: bool) -> None:
         import ray
 
         self._ray = ray
+        self._environment = HIDE_GPUS if joined else {}
         self._store = store
         self._frontier = frontier
         self._policy = policy
@@ -167,13 +174,11 @@ class Dispatch:
             options["num_gpus"] = needs["GPU"]
         if "memory" in needs:
             options["memory"] = needs["memory"]
-        # A task that asked for no GPU would see them all (https://github.com/ray-project/ray/issues/54868). What the
-        # stage starts, Ray Train's workers and Ray Data's, inherits this, and sees the GPUs that it asks for itself.
-        environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-        if stage.process_group is not None:
+        environment = dict(self._environment)
+        if stage.process_group is not None:  # Ray never runs tasks of two runtime environments in one worker process
             environment["HOPE_PROCESS_GROUP"] = stage.process_group
-        # Ray never runs tasks of two runtime environments in one worker process.
-        options["runtime_env"] = {"env_vars": environment}
+        if environment:
+            options["runtime_env"] = {"env_vars": environment}
         remote = self._on_gpu if "GPU" in needs else self._on_cpu
         ref = remote.options(**options).remote(self._store.root, self._store.leases.heartbeat_s, job)
         self._in_flight[ref] = stage, job

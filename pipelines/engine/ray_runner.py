@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from pipelines.engine.frontier import Frontier
-from pipelines.engine.ray_dispatch import Dispatch, Policy, StopFlag, check_nodes
+from pipelines.engine.ray_dispatch import HIDE_GPUS, Dispatch, Policy, StopFlag, check_nodes
 from pipelines.engine.runner import OnEvent, OnFailure, Summary, ignore, signals_call
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import Store
@@ -85,7 +85,7 @@ class RayRunner:
                 self.store.prepare()
                 self.check(list(frontier.open_stages()))
                 reinstall()
-                Dispatch(self.store, frontier, self.policy, stop).run()
+                Dispatch(self.store, frontier, self.policy, stop, joined=self.address is not None).run()
         frontier.was_interrupted = stop.is_set
         return frontier.summary()
 
@@ -119,6 +119,7 @@ class RayRunner:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         local: dict[str, Any] = {}
         if self.address is None:
+            os.environ.update(HIDE_GPUS)  # Ray's workers have it from here, and need no environment of their own
             if "ray" not in sys.modules:  # it reads the mode once, when imported, and else turns the token on by itself
                 os.environ.setdefault("RAY_AUTH_MODE", "token")  # said, as its default depends on what ran here before
             if not self.dashboard and "RAY_AUTH_TOKEN_PATH" not in os.environ:
